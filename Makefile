@@ -1,0 +1,38 @@
+# Two commands do everything on a bare machine: `make run` and `make test`. They need Python >= 3.11, git and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TAG ?= demo
+TRIALS ?= 9
+BUDGET ?= 1e12flop
+
+.PHONY: run test check bench clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: expected Python >= 3.11, found " + sys.version.split()[0] + "; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+run: $(VENV)/installed  ## set up, make the data, run a short offline session, plot it
+	$(BIN)/python prepare.py
+	$(BIN)/overnight run --tag $(TAG) --proposer knobs --budget $(BUDGET) --experiments $(TRIALS)
+	$(BIN)/overnight replay $(TAG) --plot progress.png
+
+test: $(VENV)/installed  ## everything but what needs a GPU or spends money
+	$(BIN)/python -m pytest -q -n 2 -m 'not gpu and not paid'
+
+check: $(VENV)/installed  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed  ## the quick form of every benchmark
+	$(BIN)/python benchmarks/preflight.py --quick
+	$(BIN)/python benchmarks/check_edits.py
+	$(BIN)/python benchmarks/kill_tree.py --quick
+	$(BIN)/python benchmarks/train_bars.py --quick
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""The deciding half: propose, check, commit, judge, record. Never runs model-written code in its own process."""

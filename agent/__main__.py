@@ -1,0 +1,5 @@
+"""`python -m agent` is `overnight`."""
+
+from agent.cli import main
+
+main()

@@ -1,0 +1,138 @@
+"""The command line: parse, build the parts, print. `overnight COMMAND --help` says the rest."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from agent import reading
+from agent.config import load
+from agent.errors import OvernightError, StateError
+from agent.folder import sessions
+from agent.ledger import incumbent
+from agent.loop import Loop
+from agent.proposers.given import Given
+from agent.reading import AsJson, Tag
+from agent.repo import Repo
+from agent.session import SLOTS, build_parts, describe, expectation, make_proposers, open_session
+from agent.values import Run, Status
+from sandbox.pool import LocalPool
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(reading.app)
+
+
+def main() -> None:
+    """Run the command; an error meant for a person is one line and an exit code, anything else a traceback."""
+    try:
+        app()
+    except OvernightError as error:
+        print(f"overnight: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        print(f"overnight: {error.filename or 'disk'}: {error.strerror}; nothing recorded is lost", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def prepare(context: typer.Context) -> None:
+    """Make the data, once. Options go to prepare.py: `overnight prepare --help`."""
+    script = Repo(Path.cwd()).root / "prepare.py"
+    raise SystemExit(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)
+
+
+@app.command()
+def run(
+    tag: Annotated[str | None, typer.Option(help="Name of the session; an existing one goes on.")] = None,
+    experiments: Annotated[int | None, typer.Option(help="Stop after so many trials, rejects not counted.")] = None,
+    until: Annotated[str | None, typer.Option(help="Begin no trial after this time, HH:MM.")] = None,
+    max_usd: Annotated[float | None, typer.Option(help="Make no request after so many dollars.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Of one run: 300s, 2e13flop, 50Mtok, 1000steps.")] = None,
+    proposer: Annotated[str | None, typer.Option(help="auto, llm, knobs, command, or several: llm,knobs.")] = None,
+    model: Annotated[str | None, typer.Option(help="anthropic:NAME, openai:NAME or scripted:FILE.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
+    price: Annotated[str | None, typer.Option(help="IN,OUT[,CACHED] in USD per million tokens.")] = None,
+    command: Annotated[str | None, typer.Option(help="Program of the command proposer, e.g. 'claude -p'.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Of the knobs proposer: tpe, cmaes, random.")] = None,
+    judge: Annotated[str | None, typer.Option(help="greedy: any gain is kept.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every first run (42).")] = None,
+    from_rev: Annotated[str | None, typer.Option("--from", help="Revision a new session starts from (HEAD).")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of prepared data (the one prepared last).")] = None,
+) -> None:
+    """Run the loop until a stop condition or Ctrl-C: once finishes the trial, twice abandons it."""
+    flags = dict(locals())
+    repo = Repo(Path.cwd())
+    settings = load(repo.root, flags)
+    session = open_session(settings, repo)
+    typer.echo(
+        f"session {session.folder.tag}: {describe(settings)}, {session.budget} a run on {session.machine.hardware}"
+    )
+    with session.folder.lock(), LocalPool[Run](SLOTS) as pool:
+        proposers = make_proposers(session, settings, repo)
+        typer.echo(expectation(session, settings, proposers))
+        loop = Loop(build_parts(session, settings, repo, pool, typer.echo, proposers))
+        with _interruptible(loop, pool):
+            reason = loop.run()
+    best = incumbent(loop.records)
+    value = f"{best.val_bpb:.6f} (trial {best.trial})" if best and best.val_bpb is not None else "none"
+    typer.echo(f"stopped: {reason}. Best {value}. Ledger: {session.folder.ledger}")
+
+
+@app.command(name="try")
+def try_(
+    file: Annotated[Path, typer.Argument(help="A whole target file, or a unified diff against the incumbent.")],
+    tag: Tag = None,
+    description: Annotated[str, typer.Option(help="What it changes, for the ledger.")] = "",
+    budget: Annotated[str | None, typer.Option(help="Budget of a session that this command begins.")] = None,
+    as_json_: AsJson = False,
+) -> None:
+    """Put one candidate through the loop's own gates, run, judge and ledger. Exit 0 only for a keep."""
+    repo = Repo(Path.cwd())
+    known = sessions(repo.root)
+    settings = load(repo.root, {"tag": tag or (known[0] if known else None), "budget": budget})
+    session = open_session(settings, repo)
+    given = Given(file, session.task.targets[0], description)
+    with session.folder.lock(), LocalPool[Run](SLOTS) as pool:
+        say = _to_stderr if as_json_ else typer.echo
+        loop = Loop(build_parts(session, settings, repo, pool, say, [given]))
+        with _interruptible(loop, pool):
+            record = loop.once()
+    if as_json_:
+        typer.echo(json.dumps(asdict(record)))
+    raise SystemExit(0 if record.status == Status.KEEP else 1)
+
+
+def _to_stderr(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def _interruptible(loop: Loop, pool: LocalPool[Run]) -> Iterator[None]:
+    """Ctrl-C once: finish what runs, begin nothing. Twice: abandon it, or the wait for a proposal."""
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        loop.interrupts += 1
+        if loop.interrupts == 1:
+            typer.echo("\ninterrupted: finishing what runs; once more abandons it", err=True)
+            return
+        for job in loop.flights:
+            pool.cancel(job)
+        if not loop.flights:
+            raise StateError(f"interrupted; `overnight run --tag {loop.parts.folder.tag}` goes on")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,224 @@
+"""What a source says, gathered in one pass over its libcst tree: imports, names, calls, assignments and strings.
+
+libcst's metadata providers cost several times the parse, so lines are counted on the way: the visitor meets nodes in
+the order of the text, newlines included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import libcst as cst
+
+from agent.names import Names, dotted, is_guard
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something at a line (from 1): `name` is its dotted name as written, "" for the part that is no plain name.
+
+    top: it runs when the file is imported. args: of a call. value: what is stored, where that is written next to it.
+    """
+
+    name: str
+    line: int
+    node: cst.CSTNode
+    top: bool = False
+    args: Sequence[cst.Arg] = ()
+    value: cst.BaseExpression | None = None
+
+
+@dataclass
+class Facts(cst.CSTVisitor):
+    """Fill by `module.visit(facts)`."""
+
+    imports: list[Place] = field(default_factory=list)
+    reads: list[Place] = field(default_factory=list)
+    calls: list[Place] = field(default_factory=list)
+    stores: list[Place] = field(default_factory=list)
+    strings: list[Place] = field(default_factory=list)
+    names: Names = field(default_factory=Names)
+    starts: dict[int, int] = field(default_factory=dict)  # id of a top-level statement -> its line
+    _line: int = 1
+    _depth: int = 0  # of functions and the main guard: 0 runs on import
+    _skip: set[int] = field(default_factory=set)  # names and strings that were seen as a part of something else
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        handler = _ENTER.get(type(node))
+        if handler is not None:
+            handler(self, node)
+        return True
+
+    def on_leave(self, original_node: cst.CSTNode) -> None:
+        if isinstance(original_node, (cst.FunctionDef, cst.Lambda)) or is_guard(original_node):
+            self._depth -= 1
+
+    def on_visit_attribute(self, node: cst.CSTNode, attribute: str) -> None:
+        """Attributes need no visits of their own; the inherited look-ups would cost more than all the rest."""
+
+    def on_leave_attribute(self, original_node: cst.CSTNode, attribute: str) -> None:
+        """As above."""
+
+    def _place(self, name: str, node: cst.CSTNode, args: Sequence[cst.Arg] = ()) -> Place:
+        return Place(name, self._line, node, self._depth == 0, args)
+
+    def _newline(self, _: cst.CSTNode) -> None:
+        self._line += 1
+
+    def _blank(self, node: cst.SimpleWhitespace) -> None:
+        if "\n" in node.value:  # a line continued by a backslash
+            self._line += node.value.count("\n")
+
+    def _string(self, node: cst.SimpleString | cst.FormattedStringText) -> None:
+        if id(node) not in self._skip:
+            self.strings.append(self._place(node.value, node))
+        self._line += node.value.count("\n")
+
+    def _statement(self, node: cst.Expr) -> None:
+        if isinstance(node.value, cst.SimpleString):  # a docstring, or a comment in the shape of one
+            self._skip.add(id(node.value))
+
+    def _module(self, node: cst.Module) -> None:
+        self._skip.update(id(statement) for statement in node.body)
+
+    def _compound(self, node: cst.BaseCompoundStatement | cst.SimpleStatementLine) -> None:
+        if id(node) in self._skip:
+            self.starts[id(node)] = self._line + len(node.leading_lines)
+        if is_guard(node):
+            self._depth += 1
+
+    def _import(self, node: cst.Import) -> None:
+        for alias in node.names:
+            name = dotted(alias.name)
+            self.imports.append(self._place(name, node))
+            self.names.bind_module(name, dotted(alias.asname.name) if alias.asname else None)
+            self._hide(alias)
+
+    def _import_from(self, node: cst.ImportFrom) -> None:
+        base = "." * len(node.relative) + (dotted(node.module) if node.module else "")
+        for alias in () if isinstance(node.names, cst.ImportStar) else node.names:
+            name = f"{base}.{dotted(alias.name)}"
+            self.imports.append(self._place(name, node))
+            self.names.bind_part(name, dotted(alias.asname.name if alias.asname else alias.name))
+            self._hide(alias)
+        if isinstance(node.names, cst.ImportStar):
+            self.imports.append(self._place(f"{base}.*", node))
+        self._skip_names(node.module)
+
+    def _hide(self, alias: cst.ImportAlias) -> None:
+        self._skip_names(alias.name)
+        if alias.asname:
+            self._skip_names(alias.asname.name)
+
+    def _skip_names(self, node: cst.CSTNode | None) -> None:
+        while isinstance(node, cst.Attribute):
+            self._skip |= {id(node), id(node.attr)}
+            node = node.value
+        if isinstance(node, cst.Name):
+            self._skip.add(id(node))
+
+    def _attribute(self, node: cst.Attribute) -> None:
+        if id(node) in self._skip:
+            return
+        self.reads.append(self._place(dotted(node), node))
+        self._skip_names(node)
+
+    def _name(self, node: cst.Name) -> None:
+        if id(node) not in self._skip:
+            self.reads.append(self._place(dotted(node), node))
+
+    def _call(self, node: cst.Call) -> None:
+        name = dotted(node.func)
+        self.calls.append(self._place(name, node, node.args))
+        literal = dotted(node)
+        if literal:  # getattr(x, "y") is x.y
+            self.reads.append(self._place(literal, node))
+            self._skip_names(node.args[0].value)
+
+        elif name == "hasattr" and node.args:  # asking a module what it has is no passing on
+            self._skip_names(node.args[0].value)
+
+    def _argument(self, node: cst.Arg) -> None:
+        self._skip_names(node.keyword)
+
+    def _store(self, target: cst.BaseExpression, value: cst.BaseExpression | None = None) -> None:
+        if isinstance(target, (cst.Tuple, cst.List)):
+            values = value.elements if isinstance(value, (cst.Tuple, cst.List)) else ()
+            for index, element in enumerate(target.elements):
+                self._store(element.value, values[index].value if len(values) == len(target.elements) else None)
+            return
+        base = target
+        while isinstance(base, cst.Subscript):
+            base = base.value
+        name = dotted(base)
+        self.stores.append(replace(self._place(name, target), value=value))
+        origin = dotted(value) if isinstance(value, (cst.Name, cst.Attribute, cst.Call)) else ""
+        if isinstance(target, cst.Name):
+            self._skip.add(id(target))
+            if origin and not origin.startswith("."):
+                self.names.bind_alias(name, origin)
+                # A plain alias is followed, so reading the module here passes nothing on.
+                self._skip.update({id(value)} if isinstance(value, cst.Name) else ())
+
+    def _assign(self, node: cst.Assign) -> None:
+        for target in node.targets:
+            self._store(target.target, node.value)
+
+    def _assign_one(self, node: cst.AnnAssign | cst.NamedExpr) -> None:
+        self._store(node.target, node.value)
+
+    def _target(self, node: cst.AugAssign | cst.For | cst.CompFor) -> None:
+        if isinstance(node, cst.For):
+            self._compound(node)
+        self._store(node.target)
+
+    def _as_name(self, node: cst.AsName) -> None:
+        if id(node.name) not in self._skip:  # `with … as x`, `except … as x`
+            self._store(node.name)
+
+    def _delete(self, node: cst.Del) -> None:
+        self._store(node.target)
+
+    def _parameter(self, node: cst.Param) -> None:
+        self._store(node.name)
+
+    def _define(self, node: cst.FunctionDef | cst.ClassDef) -> None:
+        self._compound(node)
+        self.stores.append(Place(node.name.value, self._line + len(node.leading_lines), node, self._depth == 0))
+        self._skip.add(id(node.name))
+        if isinstance(node, cst.FunctionDef):
+            self._depth += 1
+
+    def _lambda(self, _: cst.Lambda) -> None:
+        self._depth += 1
+
+
+_ENTER: dict[type[cst.CSTNode], Callable[..., None]] = {
+    cst.Module: Facts._module,
+    cst.Newline: Facts._newline,
+    cst.SimpleWhitespace: Facts._blank,
+    cst.SimpleString: Facts._string,
+    cst.FormattedStringText: Facts._string,
+    cst.Expr: Facts._statement,
+    cst.Import: Facts._import,
+    cst.ImportFrom: Facts._import_from,
+    cst.Attribute: Facts._attribute,
+    cst.Name: Facts._name,
+    cst.Call: Facts._call,
+    cst.Arg: Facts._argument,
+    cst.Assign: Facts._assign,
+    cst.AnnAssign: Facts._assign_one,
+    cst.NamedExpr: Facts._assign_one,
+    cst.AugAssign: Facts._target,
+    cst.For: Facts._target,
+    cst.CompFor: Facts._target,
+    cst.AsName: Facts._as_name,
+    cst.Del: Facts._delete,
+    cst.Param: Facts._parameter,
+    cst.FunctionDef: Facts._define,
+    cst.ClassDef: Facts._define,
+    cst.Lambda: Facts._lambda,
+    **dict.fromkeys((cst.If, cst.While, cst.With, cst.Try, cst.TryStar, cst.Match), Facts._compound),
+    cst.SimpleStatementLine: Facts._compound,
+}

@@ -1,0 +1,154 @@
+"""Where a session's files are, and how they are read and written. The one place that knows.
+
+.overnight/<tag>/  results.tsv session.json guidance.md lock proposers/<name>/ trials/<n>/
+trials/<n>/        proposal.json prompt.txt reply.txt candidate.py diff.patch record.json runs/<k>/
+runs/<k>/          run.log curve.jsonl execution.json metrics.json model.safetensors (kept for keeps only) work/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.errors import StateError
+from agent.values import Candidate, Edit, Proposal, Purpose, Record
+from sandbox.workspace import write_aside
+
+CHECKPOINT = "model.safetensors"
+
+
+def sessions(root: Path) -> list[str]:
+    """Tags of the sessions of this repository, the one used last first."""
+    found = (root / ".overnight").glob("*/session.json")
+    return [path.parent.name for path in sorted(found, key=lambda path: path.parent.stat().st_mtime, reverse=True)]
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    path: Path
+
+    def run(self, number: int) -> Path:
+        return self.path / "runs" / str(number)
+
+    def runs(self) -> list[Path]:
+        folder = self.path / "runs"
+        return sorted(folder.iterdir(), key=lambda path: int(path.name)) if folder.is_dir() else []
+
+    def write_candidate(self, candidate: Candidate, commit: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_proposal(candidate.proposal)
+        for path, text in candidate.sources.items():
+            name = "candidate.py" if path == "train.py" else "candidate-" + path.replace("/", "-")
+            write_aside(self.path / name, text)
+        write_aside(self.path / "diff.patch", candidate.diff)
+        facts = {"commit": commit, "parent": candidate.parent, "digest": candidate.digest}
+        write_aside(self.path / "candidate.json", json.dumps(facts | {"sources": dict(candidate.sources)}))
+
+    def write_proposal(self, proposal: Proposal) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_aside(self.path / "proposal.json", json.dumps(asdict(proposal), indent=1))
+        for name, text in (("prompt.txt", proposal.prompt), ("reply.txt", proposal.reply)):
+            if text:
+                write_aside(self.path / name, text)
+
+    def proposal(self) -> Proposal | None:
+        facts = _read_json(self.path / "proposal.json")
+        if facts is None:
+            return None
+        edits = tuple(Edit(**edit) for edit in facts.pop("edits"))
+        return Proposal(**facts | {"edits": edits, "purpose": Purpose(facts["purpose"])})
+
+    def candidate(self) -> tuple[Candidate, str] | None:
+        """The candidate and its commit, or None when the trial never came so far."""
+        facts, proposal = _read_json(self.path / "candidate.json"), self.proposal()
+        if facts is None or proposal is None:
+            return None
+        diff = (self.path / "diff.patch").read_text()
+        return Candidate(proposal, facts["sources"], facts["parent"], facts["digest"], diff), facts["commit"]
+
+    def write_record(self, record: Record) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_aside(self.path / "record.json", json.dumps(asdict(record)))
+
+    def record(self) -> Record | None:
+        facts = _read_json(self.path / "record.json")
+        return None if facts is None else Record(**facts)
+
+
+@dataclass(frozen=True)
+class SessionFolder:
+    root: Path
+    tag: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / ".overnight" / self.tag
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "results.tsv"
+
+    def trial(self, number: int) -> TrialFolder:
+        return TrialFolder(self.path / "trials" / str(number))
+
+    def trials(self) -> list[tuple[int, TrialFolder]]:
+        folder = self.path / "trials"
+        numbers = sorted(int(path.name) for path in folder.iterdir()) if folder.is_dir() else []
+        return [(number, self.trial(number)) for number in numbers]
+
+    def proposer(self, name: str) -> Path:
+        folder = self.path / "proposers" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def guidance(self) -> str:
+        path = self.path / "guidance.md"
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    def session(self) -> dict[str, Any] | None:
+        return _read_json(self.path / "session.json")
+
+    def write_session(self, facts: dict[str, Any]) -> None:
+        write_aside(self.path / "session.json", json.dumps(facts, indent=1))
+
+    def create(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            ignore = self.root / ".overnight" / ".gitignore"
+            if not ignore.exists():
+                write_aside(ignore, "*\n")
+        except OSError as error:
+            raise StateError(f"session: expected to write {self.path}, found: {error.strerror}") from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One session per tag. The kernel drops the lock when its holder dies, however it dies."""
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise StateError(
+                    f"session {self.tag}: expected to be its only runner, found it held by {file.read().strip()}; "
+                    "end that one or use another --tag"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()}\n")
+            file.flush()
+            yield
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise StateError(f"{path}: expected JSON, found: {error}; mend it or use another --tag") from None
+    return loaded

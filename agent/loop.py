@@ -1,0 +1,296 @@
+"""The main path of a session: propose, check, commit, train, judge, record, repeat.
+
+Ledger first, branch second: a record is written to its trial's folder, then to results.tsv, then the branch moves.
+What a crash interrupts in between, `recover` does again from what lies on disk.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from agent import candidate as candidates
+from agent.desk import REPAIRS, Desk, Draft, Ready
+from agent.errors import SmokeError, StateError
+from agent.folder import CHECKPOINT, SessionFolder
+from agent.judge import Judge
+from agent.ledger import Ledger, incumbent, kept
+from agent.recording import Origin, line, outcome, record_of, rejected
+from agent.repo import NOTHING, Repo, branch_ref, trial_ref
+from agent.stops import Stop, spent
+from agent.trial import Bench, Smoke
+from agent.values import Candidate, History, Proposal, Proposer, Record, Run, RunAgain, Status, Trial, Verdict
+from sandbox.pool import Pool, Slot
+from sandbox.process import Ending, tail
+
+BASELINE = "baseline"
+SMOKE_SLOT = Slot(0, "smoke")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a session is built of. base: commit it starts from, 40 hex. seed: of every first run."""
+
+    repo: Repo
+    folder: SessionFolder
+    bench: Bench
+    judge: Judge
+    proposers: Sequence[Proposer]
+    pool: Pool[Run]
+    stop: Stop
+    origin: Origin
+    base: str
+    seed: int
+    say: Callable[[str], None]
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A trial on its way through the pool, and the draft it came from (None: the baseline)."""
+
+    trial: Trial
+    smoke: Smoke | None
+    draft: Draft | None
+
+
+class Loop:
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.bench = parts, parts.bench
+        self.ledger = Ledger(parts.folder.ledger)
+        self.desk = Desk(parts.proposers, parts.say, parts.sleep)
+        self.commit, self.sources = parts.base, parts.repo.read(parts.base, parts.bench.task.targets)
+        self.records: list[Record] = []
+        self.tried: dict[str, str] = {}  # digest → how that trial ended
+        self.flights: dict[int, Flight] = {}
+        self.crashed: Draft | None = None
+        self.failure = ""
+        self.interrupts = 0
+
+    # ── the main path ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self) -> str:
+        """Until a stop condition or an interrupt; the reason why it ended."""
+        self.begin()
+        while True:
+            while (reason := self.stopping()) is None and len(self.flights) < self.parts.pool.slots:
+                self.propose()
+            if not self.flights:
+                return reason or "nothing is left to do"
+            self.settle()
+
+    def once(self) -> Record:
+        """One proposal through everything: recovery, baseline, checks, runs, judge, ledger. Its row."""
+        self.begin()
+        self._land()
+        self.propose()
+        self._land()
+        return self.records[-1]
+
+    def begin(self) -> None:
+        self.recover()
+        if not self.records and not self.flights:
+            self.baseline()
+
+    def _land(self) -> None:
+        while self.flights:
+            self.settle()
+
+    def stopping(self) -> str | None:
+        if self.interrupts:
+            return "interrupted"
+        if any(flight.trial.number == 0 for flight in self.flights.values()):
+            return "the baseline runs alone: every limit comes from it"
+        return self.parts.stop.reason(self.records, len(self.flights), datetime.now())
+
+    def propose(self) -> None:
+        """One proposal: it takes off, or is recorded as rejected."""
+        number = self._next_number()
+        crashed, self.crashed = self.crashed, None
+        in_flight = [flight.trial.candidate.proposal for flight in self.flights.values()]
+        got = self.desk.get(
+            self.history(),
+            in_flight,
+            lambda proposal: self._check(proposal, number),
+            lambda cost: self.parts.stop.affords(spent(self.records) + cost),
+            crashed,
+        )
+        if isinstance(got, Ready):
+            self.launch(Flight(self._commit(number, got.candidate), got.smoke, got.draft))
+        elif got is not None:
+            self._reject(number, got)
+
+    def launch(self, flight: Flight, seed: int | None = None) -> None:
+        """Train it once more: with `seed` where the judge names one."""
+        trial, proposal = flight.trial, flight.trial.candidate.proposal
+        first = self.parts.seed if proposal.seed is None else proposal.seed
+        folder = self.parts.folder.trial(trial.number).run(len(trial.runs))
+
+        def job(slot: Slot, cancel: threading.Event) -> Run:
+            return self.bench.run(
+                trial.candidate,
+                folder,
+                seed=first if seed is None else seed,
+                budget=proposal.budget or self.parts.origin.budget,
+                smoke=flight.smoke,
+                slot=slot,
+                cancel=cancel,
+            )
+
+        self.flights[self.parts.pool.submit(job)] = flight
+
+    def settle(self) -> None:
+        """Wait for one run and do what the judge says."""
+        job, future = self.parts.pool.wait()
+        flight = self.flights.pop(job)
+        run = future.result()
+        if run.execution.ending is Ending.CANCELLED:
+            again = f"`overnight run --tag {self.parts.folder.tag}` runs it again"
+            raise StateError(f"interrupted: trial {flight.trial.number} was abandoned; {again}")
+        trial = replace(flight.trial, runs=(*flight.trial.runs, run))
+        decision = self.parts.judge.decide(trial, incumbent(self.records))
+        if isinstance(decision, RunAgain):
+            self.launch(replace(flight, trial=trial), decision.seed)
+        else:
+            self.conclude(replace(flight, trial=trial), decision)
+
+    def conclude(self, flight: Flight, verdict: Verdict) -> None:
+        """The verdict is final: record it, let the branch follow, tell the proposer."""
+        trial, draft = flight.trial, flight.draft
+        cost = draft.cost if draft else 0.0
+        self._record(record_of(trial, verdict, incumbent(self.records), cost, self.parts.origin), trial.candidate)
+        if verdict.status is Status.KEEP:
+            self._follow(trial.candidate, trial.commit)
+        else:
+            for run in self.parts.folder.trial(trial.number).runs():
+                (run / CHECKPOINT).unlink(missing_ok=True)
+        self.failure = tail(trial.runs[-1].execution.log_path) if verdict.status is Status.CRASH else ""
+        if draft is None:
+            self._calibrate(flight, verdict)
+            return
+        draft.proposer.tell(trial.candidate.proposal, self.records[-1])
+        if verdict.status is Status.CRASH and draft.crashes < REPAIRS:
+            self.crashed = replace(draft, problem=self.failure or verdict.reason, cost=0.0, crashes=draft.crashes + 1)
+
+    # ── how it begins ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def baseline(self) -> None:
+        """The unchanged code is trial 0: what every other one is measured against."""
+        proposal = Proposal((), BASELINE, proposer=BASELINE)
+        candidate = Candidate(proposal, self.sources, self.commit, candidates.digest_of(self.sources), "")
+        self.parts.repo.create_ref(trial_ref(self.parts.folder.tag, 0), self.commit)
+        self.parts.folder.trial(0).write_candidate(candidate, self.commit)
+        self._rerun(0, candidate, self.commit)
+
+    def recover(self) -> None:
+        """Bring ledger, branch and memory to where the records on disk say they are; run again what was cut off."""
+        if dropped := self.ledger.repair():
+            self.parts.say(f"results.tsv: dropped an unfinished last line ({len(dropped)} characters)")
+        self.records = list(self.ledger.records())
+        rows = {record.trial: record for record in self.records}
+        cut_off = []
+        for number, folder in self.parts.folder.trials():
+            found, record = folder.candidate(), rows.get(number) or folder.record()
+            if number not in rows and record is not None:
+                self._append(record)
+            if found is not None and record is not None:
+                self.tried[found[0].digest] = outcome(record)
+            elif found is not None:
+                cut_off.append((number, *found))
+        self._follow_ledger()
+        for number, candidate, commit in cut_off:
+            self.parts.say(f"trial {number} was cut off: running it again")
+            self._rerun(number, candidate, commit)
+
+    def _rerun(self, number: int, candidate: Candidate, commit: str) -> None:
+        try:
+            smoke = self._smoke(candidate, number)
+        except SmokeError as error:
+            raise StateError(f"trial {number}: expected committed code to run two steps, found: {error}") from None
+        proposer = self.desk.named(candidate.proposal.proposer) or (self.desk.proposers[0] if number else None)
+        draft = Draft(proposer).answered(candidate.proposal) if proposer else None
+        self.launch(Flight(Trial(number, commit, candidate), smoke, draft))
+
+    def _follow_ledger(self) -> None:
+        """The incumbent is the last kept row, and the branch is where it says."""
+        keeps = [record.trial for record in self.records if kept(record) and record.trial is not None]
+        if not keeps:
+            return
+        found = self.parts.folder.trial(keeps[-1]).candidate()
+        if found is None:
+            raise StateError(f"session: expected the folder of trial {keeps[-1]}, found none; use another --tag")
+        self._follow(*found)
+
+    def _follow(self, candidate: Candidate, commit: str) -> None:
+        self.commit, self.sources = commit, dict(candidate.sources)
+        tag = self.parts.folder.tag
+        at = self.parts.repo.ref(branch_ref(tag)) or NOTHING
+        if waits := self.parts.repo.advance(tag, commit, at):
+            self.parts.say(waits)
+
+    def _calibrate(self, flight: Flight, verdict: Verdict) -> None:
+        """The baseline's times bound all later runs. Without a baseline there is nothing to improve."""
+        run = flight.trial.runs[-1]
+        if verdict.status is not Status.KEEP or run.metrics is None:
+            log = run.execution.log_path
+            raise StateError(f"baseline: expected the unchanged code to train, found: {verdict.reason}; see {log}")
+        self.bench = self.bench.paced(flight.smoke, run)
+        self.parts.folder.write_session((self.parts.folder.session() or {}) | {"pace": self.bench.pace.facts()})
+        self.parts.say(
+            f"      baseline takes {run.metrics.total_seconds:.0f} s; {self._forecast(run.metrics.total_seconds)}"
+        )
+
+    def _forecast(self, seconds: float) -> str:
+        count = self.parts.stop.experiments
+        if count is None:
+            return f"about {3600 / seconds:.0f} trials an hour"
+        return f"{count} trials take about {count * seconds / 3600:.2f} hours"
+
+    # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def history(self) -> History:
+        now = incumbent(self.records)
+        guidance = self.parts.folder.guidance()
+        return History(tuple(self.records), now, self.sources, self.failure, guidance, self.bench.fixed)
+
+    def _check(self, proposal: Proposal, number: int) -> tuple[Candidate, Smoke | None]:
+        candidate = candidates.build(proposal, self.sources, self.commit, self.bench.task, self.tried)
+        return candidate, self._smoke(candidate, number)
+
+    def _smoke(self, candidate: Candidate, number: int) -> Smoke | None:
+        budget = candidate.proposal.budget or self.parts.origin.budget
+        return self.bench.smoke(candidate, self.parts.folder.trial(number).path / "smoke", budget, SMOKE_SLOT)
+
+    def _commit(self, number: int, candidate: Candidate) -> Trial:
+        tag, proposal = self.parts.folder.tag, candidate.proposal
+        origin = f"Trial: {tag}/{number}\nProposer: {proposal.proposer}\nCategory: {proposal.category}"
+        message = f"{proposal.description}\n\n{proposal.hypothesis}\n\n{origin}\n"
+        commit = self.parts.repo.commit(self.commit, candidate.sources, message, trial_ref(tag, number))
+        self.parts.folder.trial(number).write_candidate(candidate, commit)
+        return Trial(number, commit, candidate)
+
+    def _reject(self, number: int, draft: Draft) -> None:
+        record = rejected(number, draft.proposal, draft.problem, draft.cost, self.parts.origin)
+        if draft.proposal is not None:
+            self.parts.folder.trial(number).write_proposal(draft.proposal)
+        self._record(record, None)
+        if draft.proposal is not None:
+            draft.proposer.tell(draft.proposal, record)
+
+    def _record(self, record: Record, candidate: Candidate | None) -> None:
+        self.parts.folder.trial(record.trial or 0).write_record(record)
+        self._append(record)
+        if candidate is not None:
+            self.tried[candidate.digest] = outcome(record)
+        self.parts.say(line(record))
+
+    def _append(self, record: Record) -> None:
+        self.ledger.append(record)
+        self.records.append(record)
+
+    def _next_number(self) -> int:
+        known = [record.trial or 0 for record in self.records]
+        return max(known + [flight.trial.number for flight in self.flights.values()]) + 1

@@ -1,0 +1,157 @@
+"""Checks of a candidate's source before any budget is spent: does it parse, keep the contract, and stay in its lane?
+
+`agent.rules` says what is checked and why. Only what is new relative to the parent is reported, compared by rule and
+code, so nobody is blamed for what stood there before. Pure: nothing of the candidate is imported or run.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import libcst as cst
+
+from agent import rules
+from agent.conduct import Breach, breaches
+from agent.errors import PreflightError, UsageError
+from agent.rules import PROFILES, RULES
+
+__all__ = ["PROFILES", "RULES", "Finding", "check", "digest"]
+
+_ODD = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]|\r(?!\n)"
+)
+_CODING = re.compile(r"[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")  # PEP 263; counts in the first two lines
+_QUOTED = 80  # characters of code in a message
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule (a key of RULES) broken at a line (from 1); the message tells a model what is wrong and what to do."""
+
+    rule: str
+    line: int
+    message: str
+
+
+def check(source: str, parent: str, profile: str = "train", imports: Collection[str] = ()) -> tuple[Finding, ...]:
+    """What `source` breaks of the profile's rules and its `parent` did not, in the order of lines.
+
+    imports: top-level modules this task allows besides the usual ones. Raises UsageError for an unknown profile.
+    """
+    if profile not in PROFILES:
+        raise UsageError(f"expected a profile of {', '.join(PROFILES)}, found {profile!r}: name one of them")
+    extra = frozenset(imports)
+    known = Counter((old.rule, old.code) for old in _inspect(parent, extra))
+    found = []
+    for breach in sorted(_inspect(source, extra), key=lambda breach: breach.line):
+        known[breach.rule, breach.code] -= 1
+        if known[breach.rule, breach.code] < 0 and breach.rule in PROFILES[profile]:
+            found.append(Finding(breach.rule, breach.line, f"`{breach.code[:_QUOTED]}`: {RULES[breach.rule]}"))
+    return tuple(found)
+
+
+def digest(source: str) -> str:
+    """sha256 (64 hex) of what Python makes of `source`: comments, layout, docstrings and spelling do not count.
+
+    `1e-3` and `0.001` are the same, 1 and 1.0 are not. Raises PreflightError if it does not parse.
+    """
+    try:
+        tree = _parsed(source)
+    except _Unparsable as error:
+        raise PreflightError(f"expected Python, found {error} at line {error.line}: {RULES['syntax']}") from None
+    return hashlib.sha256(_canonical(tree).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class _Unparsable(Exception):
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def _parsed(source: str) -> ast.Module:
+    """The tree, of limited depth. Python's own parser comes first: unlike libcst's, it survives any nesting."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an odd escape in a string is the author's business
+            tree = ast.parse(source)
+            _limit_depth(tree)
+            compile(tree, "train.py", "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise _Unparsable(error.msg, error.lineno or 1) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise _Unparsable(str(error) or "too deep nesting", 1) from None
+    return tree
+
+
+def _limit_depth(tree: ast.AST) -> None:
+    level, depth = [tree], 0
+    while level:
+        depth += 1
+        if depth > rules.MAX_DEPTH:
+            raise _Unparsable(f"nesting deeper than {rules.MAX_DEPTH} levels", getattr(level[0], "lineno", 1))
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+
+
+def _canonical(node: object) -> str:
+    """A text of an ast that does not change between Python versions: empty and layout fields are left out."""
+    if isinstance(node, list):
+        return "[" + ",".join(map(_canonical, node)) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if name == "body" and isinstance(value, list):
+            value = _without_docstring(node, value)
+        if name not in {"ctx", "kind", "type_comment", "type_ignores"} and value is not None and value != []:
+            fields.append(f"{name}={_canonical(value)}")
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+def _without_docstring(node: ast.AST, body: list[ast.stmt]) -> list[ast.stmt]:
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body:
+        first = body[0]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            return body[1:]
+    return body
+
+
+@lru_cache(maxsize=16)  # a session checks many candidates against one parent
+def _inspect(source: str, extra: frozenset[str]) -> tuple[Breach, ...]:
+    found = list(_of_text(source))
+    try:
+        _parsed(source)
+        found += breaches(cst.parse_module(source), extra)
+    except _Unparsable as error:
+        found.append(Breach("syntax", error.line, str(error)))
+    except cst.ParserSyntaxError as error:
+        found.append(Breach("syntax", error.raw_line, error.message))
+    distinct = {(breach.rule, breach.line): breach for breach in found}
+    return tuple(distinct.values())
+
+
+def _of_text(source: str) -> Iterator[Breach]:
+    """Breaches that can be seen before parsing."""
+    lines, size = source.count("\n") + 1, len(source.encode("utf-8", "surrogatepass"))
+    if lines > rules.MAX_LINES or size > rules.MAX_BYTES:
+        yield Breach("size", min(lines, rules.MAX_LINES), f"{lines} lines, {size} bytes")
+    for odd in _ODD.finditer(source):
+        line = source.count("\n", 0, odd.start()) + 1
+        yield Breach("encoding", line, f"U+{ord(odd.group()):04X} in {_line(source, odd.start())!a}")
+    for number, text in enumerate(source.split("\n", 2)[:2], 1):
+        coding = _CODING.match(text)
+        if coding and coding.group(1).lower().replace("_", "-") not in {"utf-8", "utf8"}:
+            yield Breach("encoding", number, text.strip())
+
+
+def _line(source: str, offset: int) -> str:
+    end = source.find("\n", offset)
+    return source[source.rfind("\n", 0, offset) + 1 : len(source) if end < 0 else end].strip()

@@ -1,0 +1,248 @@
+"""Open a session or begin one: what it was measured on is pinned in session.json, and must not change under it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from agent.clients import KEYS, make_client, split_model
+from agent.clients.pricing import Price
+from agent.config import Settings, Task, load_task, stop_time
+from agent.errors import StateError, UsageError
+from agent.folder import SessionFolder, sessions
+from agent.judge import Greedy
+from agent.loop import Parts
+from agent.machine import Machine, probe
+from agent.proposers.command import Command
+from agent.proposers.llm import LLM
+from agent.recording import Origin
+from agent.repo import Repo
+from agent.stops import Stop
+from agent.trial import Bench, Pace
+from agent.values import Proposer, Run
+from corpus.budget import Budget
+from sandbox.pool import Pool, Slot
+
+SLOTS = (Slot(0, "local"),)
+PINNED = ("hardware", "torch", "data_id")
+DEFAULT_MODELS = {"anthropic": "claude-sonnet-4-5", "openai": "gpt-5"}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session's pinned facts. data: folder of the prepared data, None where the task needs none."""
+
+    folder: SessionFolder
+    base: str
+    task: Task
+    budget: str
+    data: Path | None
+    data_id: str
+    machine: Machine
+    pace: Pace
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.budget, self.machine.hardware, self.machine.torch, self.data_id, SLOTS[0].name)
+
+
+def latest_tag(root: Path) -> str:
+    """The tag used last. StateError when there is no session yet."""
+    tags = sessions(root)
+    if not tags:
+        raise StateError(f"session: expected one under {root / '.overnight'}, found none; start with `overnight run`")
+    return tags[0]
+
+
+def new_tag(root: Path) -> str:
+    """Today's date, with a number where that is taken."""
+    day = datetime.now().strftime("%b%d").lower()
+    taken = set(sessions(root))
+    return next(tag for n in range(1, 1000) if (tag := day if n == 1 else f"{day}-{n}") not in taken)
+
+
+def open_session(settings: Settings, repo: Repo) -> Session:
+    """Go on with the tag's session, or begin it at `from_rev`. Raise StateError if this machine cannot."""
+    folder = SessionFolder(repo.root, settings.tag or new_tag(repo.root))
+    folder.create()
+    facts = folder.session()
+    machine = probe()
+    if facts is None:
+        facts = _begin(settings, repo, machine)
+        folder.write_session(facts)
+    elif settings.budget is not None and settings.budget != facts["budget"]:
+        raise UsageError(
+            f"budget: session {folder.tag} runs at {facts['budget']}, found {settings.budget}; use another --tag"
+        )
+    session = Session(
+        folder,
+        facts["base"],
+        load_task(facts["task"]),
+        facts["budget"],
+        Path(facts["data"]) if facts["data"] else None,
+        facts["data_id"],
+        machine,
+        Pace(**facts.get("pace", {})),
+    )
+    _still_the_same(session, facts)
+    return session
+
+
+def _begin(settings: Settings, repo: Repo, machine: Machine) -> dict[str, Any]:
+    base = repo.resolve(settings.from_rev)
+    repo.read(base, (*settings.task.targets, *settings.task.fixed))
+    data = _data_folder(settings) if settings.task.profile == "train" else None
+    return {
+        "base": base,
+        "task": asdict(settings.task),
+        "budget": settings.budget or machine.budget,
+        "data": str(data) if data else None,
+        "data_id": _data_id(data),
+        "sandbox": "process",
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "overnight": version("overnight"),
+    } | machine.facts()
+
+
+def _data_folder(settings: Settings) -> Path:
+    cache = Path(os.environ.get("OVERNIGHT_CACHE") or Path.home() / ".cache" / "overnight")
+    pointer = cache / "current"
+    if settings.data is None and not pointer.is_file():
+        raise StateError(f"data: expected a prepared data set under {cache}, found none; run `overnight prepare` first")
+    folder = Path(settings.data or pointer.read_text().strip())
+    if not (folder / "meta.json").is_file():
+        raise StateError(f"data: expected a prepared data set in {folder}, found none; run `overnight prepare` first")
+    return folder.resolve()
+
+
+def _data_id(folder: Path | None) -> str:
+    return str(json.loads((folder / "meta.json").read_text())["data_id"]) if folder else ""
+
+
+def _still_the_same(session: Session, facts: dict[str, Any]) -> None:
+    """Numbers compare only on the same data, hardware and torch."""
+    if session.data is not None and not (session.data / "meta.json").is_file():
+        raise StateError(f"data: expected {session.data}, found none; run `overnight prepare` again")
+    now = session.machine.facts() | {"data_id": _data_id(session.data)}
+    for name in PINNED:
+        if now[name] != facts[name]:
+            raise StateError(
+                f"session {session.folder.tag}: expected {name} {facts[name]!r}, found {now[name]!r}; "
+                "its numbers would not compare: use another --tag"
+            )
+
+
+def build_parts(
+    session: Session,
+    settings: Settings,
+    repo: Repo,
+    pool: Pool[Run],
+    say: Callable[[str], None],
+    proposers: Sequence[Proposer],
+) -> Parts:
+    """Everything the loop runs on."""
+    task = session.task
+    bench = Bench(task, repo.read(session.base, task.fixed), session.data, session.machine, session.pace)
+    until = stop_time(settings.until, datetime.now()) if settings.until else None
+    return Parts(
+        repo=repo,
+        folder=session.folder,
+        bench=bench,
+        judge=Greedy(task),
+        proposers=proposers,
+        pool=pool,
+        stop=Stop(settings.experiments, until, settings.max_usd),
+        origin=session.origin,
+        base=session.base,
+        seed=settings.seed,
+        say=say,
+    )
+
+
+def make_proposers(session: Session, settings: Settings, repo: Repo) -> list[Proposer]:
+    """Those named in `proposer`, comma-separated, the first one asked first; the others step in when it is refused."""
+    settings = _with_model(settings)
+    names = settings.proposer.split(",")
+    if names == ["auto"]:
+        names = ["llm"] if settings.model else ["knobs"]
+    return [_proposer(name.strip(), session, settings, repo) for name in names]
+
+
+def _with_model(settings: Settings) -> Settings:
+    """Without --model, the default model of the provider whose key is set."""
+    if settings.model is not None:
+        return settings
+    provider = next((name for name, key in KEYS.items() if os.environ.get(key)), None)
+    return replace(settings, model=DEFAULT_MODELS[provider]) if provider else settings
+
+
+def _proposer(name: str, session: Session, settings: Settings, repo: Repo) -> Proposer:
+    state = session.folder.proposer(name)
+    match name:
+        case "knobs":
+            from agent.proposers.knobs import Knobs  # Optuna takes a second to import
+
+            return Knobs(
+                state,
+                session.machine.device,
+                target=session.task.targets[0],
+                sampler=settings.sampler,
+                seed=settings.seed,
+            )
+        case "llm":
+            if settings.model is None:
+                raise UsageError(f"llm: expected --model or a key in {' or '.join(KEYS.values())}, found neither")
+            price = Price.parse(settings.price) if settings.price else None
+            client = make_client(settings.model, base_url=settings.base_url, price=price, state=state)
+            return LLM(client, program=_program(repo), state=state)
+        case "command":
+            if not settings.command:
+                raise UsageError("command: expected --command, e.g. --command 'claude -p', found none")
+            return Command(settings.command, program=_program(repo))
+    raise UsageError(f"proposer: expected auto, llm, knobs or command, found {name!r}")
+
+
+def _program(repo: Repo) -> str:
+    path = repo.root / "program.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def describe(settings: Settings) -> str:
+    """Which proposer will be asked, for a line before the session starts."""
+    settings = _with_model(settings)
+    if settings.proposer == "auto":
+        return f"llm ({split_model(settings.model)[1]})" if settings.model else "knobs"
+    return settings.proposer
+
+
+def expectation(session: Session, settings: Settings, proposers: Sequence[Proposer]) -> str:
+    """What a session will take, as far as it can be known before it starts: trials, hours, dollars."""
+    seconds = Budget.parse(session.budget)
+    each = session.pace.train and session.pace.train + (session.pace.score or 0.0) + (session.pace.smoke or 0.0)
+    if each is None and seconds.unit == "s":
+        each = seconds.amount
+    trials = f"{settings.experiments} trials" if settings.experiments is not None else "trials without end"
+    hours = (
+        "hours known after the baseline"
+        if each is None
+        else (
+            f"{settings.experiments * each / 3600:.2f} hours"
+            if settings.experiments
+            else f"{3600 / each:.1f} trials an hour"
+        )
+    )
+    return f"expected: {trials}, {hours}, {_dollars(session, settings, proposers)}"
+
+
+def _dollars(session: Session, settings: Settings, proposers: Sequence[Proposer]) -> str:
+    cap = "no cap" if settings.max_usd is None else f"at most about ${settings.max_usd:.2f}"
+    names = {proposer.name for proposer in proposers}
+    if "command" in names:
+        return "dollars of the command unknown: they are between it and you"
+    return f"dollars by use, {cap}" if "llm" in names else "$0"

@@ -1,0 +1,179 @@
+"""The values that flow through a session, in the order they come to be. All frozen; nothing is filled in later.
+
+Edit → Proposal → Candidate → Trial (a Candidate and its Runs) → Verdict → Record (one row of results.tsv)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from sandbox.metrics import Metrics
+from sandbox.process import Execution
+
+CATEGORIES = ("architecture", "optimizer", "schedule", "data", "loss", "hyperparameter", "simplification", "other")
+
+
+class Status(StrEnum):
+    """What became of a trial, as the ledger spells it."""
+
+    KEEP = "keep"
+    DISCARD = "discard"
+    CRASH = "crash"  # ended badly, timed out, out of memory
+    REJECT = "reject"  # never ran, or its number did not survive the audit
+
+
+class Purpose(StrEnum):
+    SCREEN = "screen"
+    CONFIRM = "confirm"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replace the one place where `search` stands in the file `path`; `search=None` replaces the whole file."""
+
+    path: str
+    search: str | None
+    replace: str
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An idea as edits against the incumbent.
+
+    key: the proposer's own handle, given back to it in `repair` and `tell`. cost_usd: what this one exchange cost.
+    """
+
+    edits: tuple[Edit, ...]
+    description: str
+    hypothesis: str = ""
+    category: str = "other"
+    proposer: str = ""
+    key: str = ""
+    prompt: str = ""
+    reply: str = ""
+    cost_usd: float = 0.0
+    budget: str | None = None
+    seed: int | None = None
+    purpose: Purpose = Purpose.SCREEN
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A proposal that applied, passed preflight and was not tried before: whole target files, ready to commit.
+
+    digest: of the normalised sources (layout and comments do not count). parent: the incumbent's commit, 40 hex.
+    """
+
+    proposal: Proposal
+    sources: Mapping[str, str]
+    parent: str
+    digest: str
+    diff: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a candidate. `metrics` is None when it left no number; `failure` then says why.
+
+    tflop: training compute counted by the harness, in 1e12 FLOPs. fraction: share of the budget that was used, [0, 1].
+    """
+
+    seed: int
+    budget: str
+    execution: Execution
+    metrics: Metrics | None
+    failure: str = ""
+    tflop: float | None = None
+    fraction: float = 1.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate being tried: its number in the session, its commit (40 hex) and the runs so far, oldest first."""
+
+    number: int
+    commit: str
+    candidate: Candidate
+    runs: tuple[Run, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunAgain:
+    """The judge cannot decide yet: train the same candidate once more with this seed."""
+
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of results.tsv. None is unknown, never zero.
+
+    memory_gb: peak, GiB. tokens_M: millions of training tokens. n, sigma: how many runs the value is a mean of, and
+    their standard deviation. fraction: share of the budget spent. total_seconds: from start of process to score.
+    """
+
+    commit: str | None
+    val_bpb: float | None
+    memory_gb: float | None
+    status: str
+    description: str
+    trial: int | None = None
+    parent: str | None = None
+    proposer: str = ""
+    category: str = ""
+    budget: str = ""
+    seed: int | None = None
+    n: int | None = None
+    sigma: float | None = None
+    fraction: float | None = None
+    train_seconds: float | None = None
+    total_seconds: float | None = None
+    tokens_M: float | None = None
+    tflop: float | None = None
+    cost_usd: float | None = None
+    hardware: str = ""
+    slot: str = ""
+    torch: str = ""
+    data: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class History:
+    """What a proposer may look at: every row so far, the incumbent and its sources, and what a human or a crash said.
+
+    sources: path → text of the incumbent's target files. failure: tail of the last crash's log, "" when none.
+    """
+
+    records: tuple[Record, ...]
+    incumbent: Record | None
+    sources: Mapping[str, str]
+    failure: str = ""
+    guidance: str = ""
+    fixed: Mapping[str, str] = field(default_factory=dict)
+
+
+class Proposer(Protocol):
+    """Makes proposals. Keeps its state on disk, so that a killed session goes on where it was."""
+
+    name: str
+
+    def ask(self, history: History, in_flight: Sequence[Proposal]) -> Proposal:
+        """Raise ProposalError (with what was salvaged) for a bad reply, ProviderError when nobody answers."""
+        ...
+
+    def repair(self, proposal: Proposal, problem: str) -> Proposal | None:
+        """A mended proposal in the same conversation, or None if this proposer does not repair."""
+        ...
+
+    def tell(self, proposal: Proposal, record: Record) -> None: ...

@@ -1,0 +1,418 @@
+"""Data, feed, evaluation: the fixed half of the experiment. No trial may change this file.
+
+    python prepare.py [--dataset stdlib|climbmix|tinystories|PATH] [--vocab-size N|bytes] …
+
+makes the data once. A training script then needs four calls:
+
+    feed = prepare.open_feed()              vocab_size, max_seq_len; the clock starts with the first real batch
+    batch = feed.next(B, T)                 inputs and targets, int64 (B, T) each, or None when the budget is used up
+    prepare.log(step=…, loss=…)             one line of the curve
+    prepare.finish(model, config)           by hand: evaluate and print the summary; in a session: seal the checkpoint
+
+The data and the clock live in a process of their own (corpus/serve.py); this side sees batches only. A session names
+the run's settings in a file, OVERNIGHT_TRIAL; without it the same processes are started here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BORN = time.monotonic()
+
+# What a GPU machine gets …
+MAX_SEQ_LEN = 2048
+EVAL_TOKENS = 20 << 20
+VOCAB_SIZE = 8192
+TIME_BUDGET = "300s"
+# … and a small one: low-entropy text needs few tokens, short rows and little evaluation to tell two edits apart.
+SMALL_SEQ_LEN = 256
+SMALL_EVAL_TOKENS = 1 << 17
+SMALL_VOCAB_SIZE = 1024
+SMALL_BUDGET = "2e13flop"
+
+CHECKPOINT, CONFIG, CURVE = "model.safetensors", "config.json", "curve.jsonl"
+CACHE = Path(os.environ.get("OVERNIGHT_CACHE") or Path.home() / ".cache" / "overnight")
+SCORE_ROWS_TOKENS = 1 << 15  # tokens of one scoring batch
+
+
+def _settings() -> dict[str, Any]:
+    path = os.environ.get("OVERNIGHT_TRIAL")
+    return json.loads(Path(path).read_text()) if path else {}
+
+
+TRIAL = _settings()
+SEED: int = TRIAL.get("seed", 42)
+
+
+def device() -> Any:
+    """torch.device: the one the session asks for, else cuda, mps, cpu, whichever comes first."""
+    import torch
+
+    if TRIAL.get("device"):
+        return torch.device(TRIAL["device"])
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+# ── the feed ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Batch(NamedTuple):
+    """inputs, targets: int64 (B, T) on the device; targets are the inputs shifted by one."""
+
+    inputs: Any
+    targets: Any
+
+
+class Feed:
+    """The one source of training data, and what it says of the budget.
+
+    vocab_size, max_seq_len, bos_id: of the data. progress: share of the budget used, [0, 1]. tokens, seconds: so far.
+    """
+
+    def __init__(self, link: Connection, device: Any) -> None:
+        self._link, self._device = link, device
+        self._counter: Any = None
+        self._events: list[Any] = []
+        self._facts: dict[str, Any] = {"progress": 0.0, "tokens": 0, "seconds": 0.0}
+        hello, _ = self._ask("hello")
+        self.vocab_size, self.max_seq_len, self.bos_id = hello["vocab_size"], hello["max_seq_len"], hello["bos_id"]
+        self._count_flop = hello["count_flop"]
+
+    @property
+    def progress(self) -> float:
+        return float(self._facts["progress"])
+
+    @property
+    def tokens(self) -> int:
+        return int(self._facts["tokens"])
+
+    @property
+    def seconds(self) -> float:
+        return float(self._facts["seconds"])
+
+    def warmup(self, B: int, T: int) -> Batch:
+        """Random tokens, to compile and warm up on before the clock starts. Free up to an allowance."""
+        _, tokens = self._ask("warmup", B=B, T=T)
+        return self._batch(tokens)
+
+    def next(self, B: int, T: int) -> Batch | None:
+        """The next batch, or None, for ever, when the budget is used up. B and T may change from call to call."""
+        self._bound_steps_in_flight()
+        self._measure()
+        facts, tokens = self._ask("next", B=B, T=T)
+        self._facts = facts
+        if tokens is None:
+            self._stop_counting()
+            return None
+        return self._batch(tokens)
+
+    def seal(self) -> dict[str, Any]:
+        """Tell the feeder that the checkpoint has landed; what it counted."""
+        facts, _ = self._ask("sealed")
+        return facts
+
+    def _ask(self, op: str, **fields: Any) -> tuple[dict[str, Any], np.ndarray | None]:
+        self._link.send_bytes(json.dumps({"op": op, **fields}).encode())
+        return _read(self._link)
+
+    def _batch(self, tokens: np.ndarray | None) -> Batch:
+        import torch
+
+        assert tokens is not None
+        rows = torch.from_numpy(tokens.astype(np.int64))
+        if self._device.type == "cuda":
+            rows = rows.pin_memory().to(self._device, non_blocking=True)
+        else:
+            rows = rows.to(self._device)
+        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+
+    def _bound_steps_in_flight(self) -> None:
+        """A GPU queues work far ahead of the clock: wait for the step before last, so that at most two are in flight."""
+        if self._device.type != "cuda":
+            return
+        import torch
+
+        event = torch.cuda.Event()
+        event.record()
+        self._events.append(event)
+        if len(self._events) > 2:
+            self._events.pop(0).synchronize()
+
+    def _measure(self) -> None:
+        """Count the FLOPs of the first steps where the budget needs them and nobody has measured them before."""
+        if not self._count_flop:
+            return
+        from torch.utils.flop_counter import FlopCounterMode
+
+        if self._counter is None:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+        elif not TRIAL.get("smoke"):  # by hand one whole step is enough; a smoke run counts until its end
+            self._stop_counting()
+
+    def _stop_counting(self) -> None:
+        if self._counter is None:
+            return
+        counter, self._counter, self._count_flop = self._counter, None, False
+        counter.__exit__(None, None, None)
+        facts, _ = self._ask("measured", flop_per_token=counter.get_total_flops() / max(1, self.tokens))
+        self._facts = facts
+
+
+def _read(link: Connection) -> tuple[dict[str, Any], np.ndarray | None]:
+    facts = json.loads(link.recv_bytes())
+    if "error" in facts:
+        raise ValueError(facts["error"])
+    shape = facts.pop("shape")
+    return facts, None if shape is None else np.frombuffer(link.recv_bytes(), "<u2").reshape(shape)
+
+
+_feed: Feed | None = None
+
+
+def open_feed() -> Feed:
+    """The run's feed: the same one however often it is opened."""
+    global _feed
+    if _feed is None:
+        link = Connection(TRIAL["fd"]) if TRIAL else _serve("feed", {"budget": _budget(), "seed": SEED})
+        _feed = Feed(link, device())
+    return _feed
+
+
+def _budget() -> str:
+    default = TIME_BUDGET if device().type == "cuda" else SMALL_BUDGET
+    return os.environ.get("OVERNIGHT_BUDGET", default)
+
+
+def data_folder() -> Path:
+    """The data set prepared last. One line and exit 1 when there is none."""
+    pointer = CACHE / "current"
+    if not pointer.is_file():
+        raise SystemExit(f"data: expected a prepared data set under {CACHE}, found none; run `python prepare.py` first")
+    return CACHE / "data" / pointer.read_text().strip()
+
+
+def _serve(role: str, spec: dict[str, Any]) -> Connection:
+    """Start the feeder or the referee for a run by hand: the same process that a session starts."""
+    ours, theirs = socket.socketpair()
+    spec |= {"data": str(data_folder()), "fd": theirs.fileno()}
+    with theirs:
+        subprocess.Popen(
+            [sys.executable, "-m", "corpus.serve", role, json.dumps(spec)],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        )
+    return Connection(ours.detach())
+
+
+# ── log and finish ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_last_log: dict[str, Any] = {}
+
+
+def log(**fields: Any) -> None:
+    """One line of the curve: numbers by name, at least `step` and `loss`. Reads tensors, so call it at log steps only."""
+    row = {key: value.item() if hasattr(value, "item") else value for key, value in fields.items()}
+    feed = open_feed()
+    row |= {"progress": round(feed.progress, 5), "tokens": feed.tokens, "seconds": round(feed.seconds, 3)}
+    _last_log.update(row)
+    if TRIAL:
+        with Path(CURVE).open("a") as curve:
+            curve.write(json.dumps(row) + "\n")
+    shown = (f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+    print(" | ".join(shown), flush=True)
+
+
+def finish(model: Any, config: Any) -> None:
+    """End of training. config: a dataclass from which `build_model(config)` builds the module again."""
+    if TRIAL:
+        save(model, config)
+        open_feed().seal()
+        return
+    facts = open_feed().seal()
+    link = _serve("referee", {"rows": score_rows(open_feed().max_seq_len), "tell": True})
+    result = evaluate_bpb(model, link, device())
+    print(summary(result["val_bpb"], facts, model_facts(model, config)), flush=True)
+
+
+def save(model: Any, config: Any) -> None:
+    """Write the checkpoint (safetensors, CPU) and its config (JSON) into the working folder, whole or not at all."""
+    from safetensors.torch import save_file
+
+    state = {name.removeprefix("_orig_mod."): t.detach().cpu().clone() for name, t in model.state_dict().items()}
+    facts = {"config": dataclasses.asdict(config), "facts": model_facts(model, config)}
+    Path(CONFIG).write_text(json.dumps(facts))
+    save_file(state, CHECKPOINT + ".part")
+    os.replace(CHECKPOINT + ".part", CHECKPOINT)
+
+
+def model_facts(model: Any, config: Any) -> dict[str, Any]:
+    """What the summary says besides the score. peak_vram_mb: peak RSS where there is no GPU."""
+    import torch
+
+    if device().type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    depth = next((getattr(config, name) for name in ("depth", "n_layer") if hasattr(config, name)), 0)
+    return {
+        "num_params_M": sum(p.numel() for p in model.parameters()) / 1e6,
+        "num_steps": int(_last_log.get("step", 0)),
+        "mfu_percent": float(_last_log.get("mfu", 0.0)),
+        "peak_vram_mb": peak,
+        "depth": depth,
+    }
+
+
+def summary(val_bpb: float, run: dict[str, Any], model: dict[str, Any], total_seconds: float | None = None) -> str:
+    """The summary block. run: the feeder's facts; model: `model_facts`."""
+    total = time.monotonic() - BORN if total_seconds is None else total_seconds
+    lines = {
+        "val_bpb": f"{val_bpb:.6f}",
+        "training_seconds": f"{run['seconds']:.1f}",
+        "total_seconds": f"{total:.1f}",
+        "peak_vram_mb": f"{model['peak_vram_mb']:.1f}",
+        "mfu_percent": f"{model['mfu_percent']:.2f}",
+        "total_tokens_M": f"{run['tokens'] / 1e6:.1f}",
+        "num_steps": model["num_steps"],
+        "num_params_M": f"{model['num_params_M']:.1f}",
+        "depth": model["depth"],
+    }
+    return "---\n" + "\n".join(f"{key + ':':<18}{value}" for key, value in lines.items())
+
+
+# ── evaluation ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def score_rows(max_seq_len: int) -> int:
+    return max(1, SCORE_ROWS_TOKENS // max_seq_len)
+
+
+def evaluate_bpb(model: Any, link: Connection, where: Any) -> dict[str, Any]:
+    """Answer the referee's rows with nats until it has seen enough; what it says at the end.
+
+    Validation bits per byte: nats of the target tokens / bytes of those tokens / ln 2, special tokens in neither. The
+    referee sums; this side only ever sees the rows of one batch.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.eval()
+    forward_flop = None
+    with torch.inference_mode():
+        while True:
+            facts, rows = _read(link)
+            if rows is None:
+                link.send_bytes(json.dumps({"forward_flop_per_token": forward_flop}).encode())
+                return facts
+            tokens = torch.from_numpy(rows.astype(np.int64)).to(where)
+            counter = FlopCounterMode(display=False) if forward_flop is None else contextlib.nullcontext()
+            with counter:
+                nats = token_nats(model, tokens)
+            if isinstance(counter, FlopCounterMode):
+                forward_flop = counter.get_total_flops() / nats.numel()
+            link.send_bytes(nats.cpu().numpy().astype("<f4").tobytes())
+
+
+def token_nats(model: Any, rows: Any) -> Any:
+    """rows: int64 (B, T + 1) -> float32 (B, T), −log p of each next token."""
+    import torch.nn.functional as F
+
+    logits = model(rows[:, :-1])
+    expected = (*rows[:, :-1].shape, logits.shape[-1])
+    if logits.shape != expected or logits.dim() != 3:
+        raise ValueError(
+            f"scoring: expected logits of shape (B, T, V), found {tuple(logits.shape)} for rows {tuple(rows.shape)}"
+        )
+    return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten(), reduction="none").view(len(rows), -1)
+
+
+def load_model() -> Any:
+    """The candidate's module with the sealed weights, in the working folder of a scoring run."""
+    from safetensors.torch import load_file
+
+    sys.path.insert(0, str(Path.cwd()))
+    import train
+
+    config = train.GPTConfig(**json.loads(Path(CONFIG).read_text())["config"])
+    model = train.build_model(config).to(device())
+    model.load_state_dict(load_file(CHECKPOINT), strict=True)
+    return model
+
+
+def score() -> None:
+    evaluate_bpb(load_model(), Connection(TRIAL["fd"]), device())
+
+
+# ── command line ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Make the data that train.py trains on. Idempotent and resumable.")
+    parser.add_argument(
+        "--dataset", default="stdlib", help="stdlib (default, no network), climbmix, tinystories, or a path"
+    )
+    parser.add_argument(
+        "--vocab-size", help=f"tokens, or `bytes` (default {VOCAB_SIZE}; {SMALL_VOCAB_SIZE} on a small machine)"
+    )
+    parser.add_argument(
+        "--seq-len", type=int, help=f"row length (default {MAX_SEQ_LEN}; {SMALL_SEQ_LEN} on a small machine)"
+    )
+    parser.add_argument(
+        "--eval-tokens", type=int, help=f"default {EVAL_TOKENS}; {SMALL_EVAL_TOKENS} on a small machine"
+    )
+    parser.add_argument("--shards", type=int, default=10, help="shards to download of climbmix (default 10)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--small", action=argparse.BooleanOptionalAction, help="settings of a small machine (default: no GPU here)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    from corpus.build import prepare_data
+    from corpus.errors import DataError
+
+    args = options()
+    small = device().type != "cuda" if args.small is None else args.small
+    vocab = args.vocab_size or (SMALL_VOCAB_SIZE if small else VOCAB_SIZE)
+    try:
+        folder = prepare_data(
+            args.dataset,
+            cache=CACHE,
+            vocab_size=257 if vocab == "bytes" else int(vocab),
+            max_seq_len=args.seq_len or (SMALL_SEQ_LEN if small else MAX_SEQ_LEN),
+            eval_tokens=args.eval_tokens or (SMALL_EVAL_TOKENS if small else EVAL_TOKENS),
+            shards=args.shards,
+            workers=args.workers,
+            progress=True,
+        )
+    except (DataError, ValueError) as error:
+        raise SystemExit(f"prepare: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("prepare: interrupted; run the same command again to go on where it stopped") from None
+    meta = json.loads((folder / "meta.json").read_text())
+    print(
+        f"{meta['dataset']}: {meta['train_tokens'] / 1e6:.2f}M training tokens, vocabulary {meta['vocab_size']}, data id {meta['data_id']}"
+    )
+    print(folder)
+
+
+if __name__ == "__main__":
+    score() if sys.argv[1:] == ["score"] else main()

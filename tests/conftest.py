@@ -1,0 +1,51 @@
+"""Shared by all tests: a real git repository with a five-line train.py, and nothing of the user's own settings."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FAKE_TRAIN = """\
+import os, sys
+LR = 0.5
+loss = 1.0 + (LR - 0.1) ** 2
+numbers = dict(training_seconds=0.1, total_seconds=0.2, peak_vram_mb=10.0, mfu_percent=1.0, total_tokens_M=0.1)
+print("---", f"val_bpb: {loss:.6f}", *(f"{k}: {v}" for k, v in numbers.items()), sep="\\n")
+print("num_steps: 10", "num_params_M: 0.1", "depth: 1", sep="\\n")
+"""
+CLAIMED = '[task]\nprofile = "claimed"\nfixed = []\n'
+
+
+def git(folder: Path, *args: str) -> str:
+    done = subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def commit_all(folder: Path, message: str = "start") -> str:
+    git(folder, "add", "-A")
+    git(folder, "-c", "user.name=Ann", "-c", "user.email=ann@example.org", "commit", "-q", "-m", message)
+    return git(folder, "rev-parse", "HEAD")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No git identity, no keys, no cache: tests see a bare machine."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "OVERNIGHT_TRIAL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A repository whose train.py is FAKE_TRAIN and whose task takes the number it prints."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    (folder / "train.py").write_text(FAKE_TRAIN)
+    (folder / "overnight.toml").write_text(CLAIMED)
+    commit_all(folder)
+    yield folder
