@@ -45,7 +45,6 @@ SMALL_VOCAB_SIZE = 1024
 SMALL_BUDGET = "2e13flop"
 
 CHECKPOINT, CONFIG, CURVE = "model.safetensors", "config.json", "curve.jsonl"
-CACHE = Path(os.environ.get("OVERNIGHT_CACHE") or Path.home() / ".cache" / "overnight")
 SCORE_ROWS_TOKENS = 1 << 15  # tokens of one scoring batch
 
 
@@ -143,7 +142,7 @@ class Feed:
         return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
     def _bound_steps_in_flight(self) -> None:
-        """A GPU queues work far ahead of the clock: wait for the step before last, so that at most two are in flight."""
+        """A GPU queues work far ahead of the clock: wait for the step before last, so at most two are in flight."""
         if self._device.type != "cuda":
             return
         import torch
@@ -200,18 +199,21 @@ def _budget() -> str:
     return os.environ.get("OVERNIGHT_BUDGET", default)
 
 
-def data_folder() -> Path:
-    """The data set prepared last. One line and exit 1 when there is none."""
-    pointer = CACHE / "current"
-    if not pointer.is_file():
-        raise SystemExit(f"data: expected a prepared data set under {CACHE}, found none; run `python prepare.py` first")
-    return CACHE / "data" / pointer.read_text().strip()
+def _data() -> Path:
+    """The data set of a run by hand; one line and exit 1 when there is none."""
+    from corpus.errors import DataError
+    from corpus.home import data_folder
+
+    try:
+        return data_folder()
+    except DataError as error:
+        raise SystemExit(str(error)) from None
 
 
 def _serve(role: str, spec: dict[str, Any]) -> Connection:
     """Start the feeder or the referee for a run by hand: the same process that a session starts."""
     ours, theirs = socket.socketpair()
-    spec |= {"data": str(data_folder()), "fd": theirs.fileno()}
+    spec |= {"data": str(_data()), "fd": theirs.fileno()}
     with theirs:
         subprocess.Popen(
             [sys.executable, "-m", "corpus.serve", role, json.dumps(spec)],
@@ -227,7 +229,7 @@ _last_log: dict[str, Any] = {}
 
 
 def log(**fields: Any) -> None:
-    """One line of the curve: numbers by name, at least `step` and `loss`. Reads tensors, so call it at log steps only."""
+    """One line of the curve: numbers by name, at least `step` and `loss`. Reads tensors: call it at log steps only."""
     row = {key: value.item() if hasattr(value, "item") else value for key, value in fields.items()}
     feed = open_feed()
     row |= {"progress": round(feed.progress, 5), "tokens": feed.tokens, "seconds": round(feed.seconds, 3)}
@@ -259,7 +261,7 @@ def save(model: Any, config: Any) -> None:
     facts = {"config": dataclasses.asdict(config), "facts": model_facts(model, config)}
     Path(CONFIG).write_text(json.dumps(facts))
     save_file(state, CHECKPOINT + ".part")
-    os.replace(CHECKPOINT + ".part", CHECKPOINT)
+    Path(CHECKPOINT + ".part").replace(CHECKPOINT)
 
 
 def model_facts(model: Any, config: Any) -> dict[str, Any]:
@@ -273,7 +275,6 @@ def model_facts(model: Any, config: Any) -> dict[str, Any]:
     depth = next((getattr(config, name) for name in ("depth", "n_layer") if hasattr(config, name)), 0)
     return {
         "num_params_M": sum(p.numel() for p in model.parameters()) / 1e6,
-        "num_steps": int(_last_log.get("step", 0)),
         "mfu_percent": float(_last_log.get("mfu", 0.0)),
         "peak_vram_mb": peak,
         "depth": depth,
@@ -290,7 +291,7 @@ def summary(val_bpb: float, run: dict[str, Any], model: dict[str, Any], total_se
         "peak_vram_mb": f"{model['peak_vram_mb']:.1f}",
         "mfu_percent": f"{model['mfu_percent']:.2f}",
         "total_tokens_M": f"{run['tokens'] / 1e6:.1f}",
-        "num_steps": model["num_steps"],
+        "num_steps": run["steps"],
         "num_params_M": f"{model['num_params_M']:.1f}",
         "depth": model["depth"],
     }
@@ -388,6 +389,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     from corpus.build import prepare_data
     from corpus.errors import DataError
+    from corpus.home import cache
 
     args = options()
     small = device().type != "cuda" if args.small is None else args.small
@@ -395,7 +397,7 @@ def main() -> None:
     try:
         folder = prepare_data(
             args.dataset,
-            cache=CACHE,
+            cache=cache(),
             vocab_size=257 if vocab == "bytes" else int(vocab),
             max_seq_len=args.seq_len or (SMALL_SEQ_LEN if small else MAX_SEQ_LEN),
             eval_tokens=args.eval_tokens or (SMALL_EVAL_TOKENS if small else EVAL_TOKENS),
@@ -409,7 +411,8 @@ def main() -> None:
         raise SystemExit("prepare: interrupted; run the same command again to go on where it stopped") from None
     meta = json.loads((folder / "meta.json").read_text())
     print(
-        f"{meta['dataset']}: {meta['train_tokens'] / 1e6:.2f}M training tokens, vocabulary {meta['vocab_size']}, data id {meta['data_id']}"
+        f"{meta['dataset']}: {meta['train_tokens'] / 1e6:.2f}M training tokens, vocabulary {meta['vocab_size']}, "
+        f"data id {meta['data_id']}"
     )
     print(folder)
 

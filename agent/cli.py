@@ -24,7 +24,7 @@ from agent.loop import Loop
 from agent.proposers.given import Given
 from agent.reading import AsJson, Tag
 from agent.repo import Repo
-from agent.session import SLOTS, build_parts, describe, expectation, make_proposers, open_session
+from agent.session import SLOTS, build_parts, describe, make_proposers, open_session
 from agent.values import Run, Status
 from sandbox.pool import LocalPool
 
@@ -79,8 +79,8 @@ def run(
     )
     with session.folder.lock(), LocalPool[Run](SLOTS) as pool:
         proposers = make_proposers(session, settings, repo)
-        typer.echo(expectation(session, settings, proposers))
         loop = Loop(build_parts(session, settings, repo, pool, typer.echo, proposers))
+        typer.echo(loop.expectation())
         with _interruptible(loop, pool):
             reason = loop.run()
     best = incumbent(loop.records)

@@ -27,7 +27,7 @@ class Breach:
 def breaches(module: cst.Module, extra: frozenset[str]) -> Iterator[Breach]:
     """All breaches of a source that parses. extra: top-level modules that may be imported besides the usual ones."""
     facts = Facts()
-    module.visit(facts)
+    facts.gather(module)
     yield from _contract(module, facts)
     yield from _imports(facts, extra)
     yield from _on_import(module, facts)

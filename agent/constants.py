@@ -225,7 +225,12 @@ def _parse_range(text: str, value: Value) -> Range | None:
         low, high, log = float(interval[1]), float(interval[2]), bool(interval[3])
     except (ValueError, SyntaxError):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low < high < math.inf or (log and low <= 0):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not low < high < math.inf
+        or (log and min(low, value) <= 0)
+    ):
         return None
     return Interval(low, high, log, whole=isinstance(value, int))
 

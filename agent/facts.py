@@ -1,7 +1,7 @@
 """What a source says, gathered in one pass over its libcst tree: imports, names, calls, assignments and strings.
 
-libcst's metadata providers cost several times the parse, so lines are counted on the way: the visitor meets nodes in
-the order of the text, newlines included.
+libcst's metadata providers cost several times the parse, so lines are counted on the way: nodes are met in the order of
+the text, newlines included.
 """
 
 from __future__ import annotations
@@ -29,9 +29,39 @@ class Place:
     value: cst.BaseExpression | None = None
 
 
+class _Order(cst.CSTVisitor):
+    """Notes in which order libcst visits the attributes of one node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attributes: list[str] = []
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        return not self.attributes
+
+    def on_visit_attribute(self, node: cst.CSTNode, attribute: str) -> None:
+        self.attributes.append(attribute)
+
+
+_ORDER: dict[type[cst.CSTNode], list[str]] = {}
+
+
+def _children(node: cst.CSTNode) -> list[str]:
+    """The attributes of a node that hold its children, in the order of the text.
+
+    Asked of libcst once for each class: its own visitors build every node anew, which takes longer than the parse.
+    """
+    kind = type(node)
+    if kind not in _ORDER:
+        order = _Order()
+        node.visit(order)
+        _ORDER[kind] = order.attributes
+    return _ORDER[kind]
+
+
 @dataclass
-class Facts(cst.CSTVisitor):
-    """Fill by `module.visit(facts)`."""
+class Facts:
+    """Fill by `gather`."""
 
     imports: list[Place] = field(default_factory=list)
     reads: list[Place] = field(default_factory=list)
@@ -44,21 +74,21 @@ class Facts(cst.CSTVisitor):
     _depth: int = 0  # of functions and the main guard: 0 runs on import
     _skip: set[int] = field(default_factory=set)  # names and strings that were seen as a part of something else
 
-    def on_visit(self, node: cst.CSTNode) -> bool:
+    def gather(self, node: cst.CSTNode) -> None:
+        """Add what `node`, a module at first, and all below it say."""
+        depth = self._depth
         handler = _ENTER.get(type(node))
         if handler is not None:
             handler(self, node)
-        return True
-
-    def on_leave(self, original_node: cst.CSTNode) -> None:
-        if isinstance(original_node, (cst.FunctionDef, cst.Lambda)) or is_guard(original_node):
-            self._depth -= 1
-
-    def on_visit_attribute(self, node: cst.CSTNode, attribute: str) -> None:
-        """Attributes need no visits of their own; the inherited look-ups would cost more than all the rest."""
-
-    def on_leave_attribute(self, original_node: cst.CSTNode, attribute: str) -> None:
-        """As above."""
+        for attribute in _children(node):
+            value = getattr(node, attribute)
+            kind = type(value)
+            if kind is tuple or kind is list:
+                for child in value:
+                    self.gather(child)
+            elif value is not None and kind is not cst.MaybeSentinel:
+                self.gather(value)
+        self._depth = depth
 
     def _place(self, name: str, node: cst.CSTNode, args: Sequence[cst.Arg] = ()) -> Place:
         return Place(name, self._line, node, self._depth == 0, args)

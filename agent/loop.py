@@ -16,6 +16,7 @@ from agent import candidate as candidates
 from agent.desk import REPAIRS, Desk, Draft, Ready
 from agent.errors import SmokeError, StateError
 from agent.folder import CHECKPOINT, SessionFolder
+from agent.forecast import forecast
 from agent.judge import Judge
 from agent.ledger import Ledger, incumbent, kept
 from agent.recording import Origin, line, outcome, record_of, rejected
@@ -90,10 +91,17 @@ class Loop:
         self._land()
         return self.records[-1]
 
+    def expectation(self) -> str:
+        """What the session will take, for a person to read before it starts."""
+        parts = self.parts
+        return forecast(parts.origin.budget, self.bench.pace, parts.stop, parts.proposers, self.history())
+
     def begin(self) -> None:
         self.recover()
         if not self.records and not self.flights:
             self.baseline()
+        elif self.records and incumbent(self.records) is None:
+            raise StateError("session: its baseline did not run; mend train.py, commit it and use another --tag")
 
     def _land(self) -> None:
         while self.flights:
@@ -239,15 +247,7 @@ class Loop:
             raise StateError(f"baseline: expected the unchanged code to train, found: {verdict.reason}; see {log}")
         self.bench = self.bench.paced(flight.smoke, run)
         self.parts.folder.write_session((self.parts.folder.session() or {}) | {"pace": self.bench.pace.facts()})
-        self.parts.say(
-            f"      baseline takes {run.metrics.total_seconds:.0f} s; {self._forecast(run.metrics.total_seconds)}"
-        )
-
-    def _forecast(self, seconds: float) -> str:
-        count = self.parts.stop.experiments
-        if count is None:
-            return f"about {3600 / seconds:.0f} trials an hour"
-        return f"{count} trials take about {count * seconds / 3600:.2f} hours"
+        self.parts.say(f"      {self.expectation()}")
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

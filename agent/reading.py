@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import asdict
@@ -26,6 +25,8 @@ from agent.repo import Repo
 from agent.session import latest_tag
 from agent.stops import experiments, spent
 from agent.values import Record
+from corpus.errors import DataError
+from corpus.home import data_folder
 from sandbox.process import tail
 
 app = typer.Typer()
@@ -173,9 +174,10 @@ def _doctor() -> dict[str, Any]:
         facts |= {key: value if key != "memory_gb" else round(value, 1) for key, value in probe().facts().items()}
     except OvernightError as error:
         facts["torch"] = f"missing: {error}"
-    cache = Path(os.environ.get("OVERNIGHT_CACHE") or Path.home() / ".cache" / "overnight")
-    pointer = cache / "current"
-    facts["data"] = pointer.read_text().strip() if pointer.is_file() else "missing: run `overnight prepare`"
+    try:
+        facts["data"] = str(data_folder())
+    except DataError as error:
+        facts["data"] = f"missing: {error}"
     facts |= {name: "set" if there else "not set" for name, there in key_present().items()}
     git = shutil.which("git")
     version = subprocess.run(["git", "--version"], capture_output=True, text=True, check=False).stdout.strip()

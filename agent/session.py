@@ -26,12 +26,13 @@ from agent.repo import Repo
 from agent.stops import Stop
 from agent.trial import Bench, Pace
 from agent.values import Proposer, Run
-from corpus.budget import Budget
+from corpus.errors import DataError
+from corpus.home import data_folder
 from sandbox.pool import Pool, Slot
 
 SLOTS = (Slot(0, "local"),)
 PINNED = ("hardware", "torch", "data_id")
-DEFAULT_MODELS = {"anthropic": "claude-sonnet-4-5", "openai": "gpt-5"}
+DEFAULT_MODELS = {"anthropic": "claude-sonnet-5-5", "openai": "gpt-5.5"}
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,10 @@ def _begin(settings: Settings, repo: Repo, machine: Machine) -> dict[str, Any]:
 
 
 def _data_folder(settings: Settings) -> Path:
-    cache = Path(os.environ.get("OVERNIGHT_CACHE") or Path.home() / ".cache" / "overnight")
-    pointer = cache / "current"
-    if settings.data is None and not pointer.is_file():
-        raise StateError(f"data: expected a prepared data set under {cache}, found none; run `overnight prepare` first")
-    folder = Path(settings.data or pointer.read_text().strip())
-    if not (folder / "meta.json").is_file():
-        raise StateError(f"data: expected a prepared data set in {folder}, found none; run `overnight prepare` first")
-    return folder.resolve()
+    try:
+        return data_folder(settings.data)
+    except DataError as error:
+        raise StateError(str(error)) from None
 
 
 def _data_id(folder: Path | None) -> str:
@@ -219,30 +216,3 @@ def describe(settings: Settings) -> str:
     if settings.proposer == "auto":
         return f"llm ({split_model(settings.model)[1]})" if settings.model else "knobs"
     return settings.proposer
-
-
-def expectation(session: Session, settings: Settings, proposers: Sequence[Proposer]) -> str:
-    """What a session will take, as far as it can be known before it starts: trials, hours, dollars."""
-    seconds = Budget.parse(session.budget)
-    each = session.pace.train and session.pace.train + (session.pace.score or 0.0) + (session.pace.smoke or 0.0)
-    if each is None and seconds.unit == "s":
-        each = seconds.amount
-    trials = f"{settings.experiments} trials" if settings.experiments is not None else "trials without end"
-    hours = (
-        "hours known after the baseline"
-        if each is None
-        else (
-            f"{settings.experiments * each / 3600:.2f} hours"
-            if settings.experiments
-            else f"{3600 / each:.1f} trials an hour"
-        )
-    )
-    return f"expected: {trials}, {hours}, {_dollars(session, settings, proposers)}"
-
-
-def _dollars(session: Session, settings: Settings, proposers: Sequence[Proposer]) -> str:
-    cap = "no cap" if settings.max_usd is None else f"at most about ${settings.max_usd:.2f}"
-    names = {proposer.name for proposer in proposers}
-    if "command" in names:
-        return "dollars of the command unknown: they are between it and you"
-    return f"dollars by use, {cap}" if "llm" in names else "$0"

@@ -269,6 +269,7 @@ def _print_summary(
         training_seconds=fed["seconds"],
         total_seconds=execution.wall_seconds + scored["seconds"],
         total_tokens_M=fed["tokens"] / 1e6,
+        num_steps=fed["steps"],
         **facts,
     )
     with log.open("a") as file:

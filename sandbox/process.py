@@ -102,13 +102,14 @@ def run(
     if not command or any(fd < 3 for fd in pass_fds):
         raise ValueError(f"expected a command and pass_fds above 2, found {list(command)} and {list(pass_fds)}")
     cancel = cancel or threading.Event()
-    mark, started_at, kills = uuid.uuid4().hex, time.time(), _oom_kills()
+    mark, kills = uuid.uuid4().hex, _oom_kills()
+    started_at, began = time.time(), time.monotonic()
     runner, line = _start_runner(cwd, env, log, pass_fds)
     said = _converse(runner, line, _spec(command, {**env, MARK: mark}, limits, pass_fds), limits, cancel)
     report = _last_word(said)
     if report is None:
         _sweep(mark, said)
-        report = _without_report(runner.returncode, time.time() - started_at, limits, cancel)
+        report = _without_report(runner.returncode, time.monotonic() - began, limits, cancel)
     ending = _classify(report, tail(log), _oom_kills() > kills)
     peak = report.peak_rss / 2**20
     return Execution(ending, report.returncode, report.signal, report.wall_seconds, peak, log, started_at)

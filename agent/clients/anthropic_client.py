@@ -37,6 +37,9 @@ class AnthropicClient:
     def close(self) -> None:
         self._finalizer()
 
+    def price(self, usage: Usage) -> float:
+        return self._endpoint.tariff.of(usage)
+
     def complete(self, conversation: Conversation, tool: Mapping[str, Any] | None = None) -> Reply:
         request = self._request(conversation, tool)
         try:

@@ -109,6 +109,10 @@ class Client(Protocol):
         """
         ...
 
+    def price(self, usage: Usage) -> float:
+        """USD that an exchange of this size costs."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -45,6 +45,9 @@ class _OpenAI(ABC):
     def close(self) -> None:
         self._finalizer()
 
+    def price(self, usage: Usage) -> float:
+        return self._endpoint.tariff.of(usage)
+
     def complete(self, conversation: Conversation, tool: Mapping[str, Any] | None = None) -> Reply:
         try:
             return self._complete(conversation, tool if self._tools else None)

@@ -38,6 +38,10 @@ class ScriptedClient:
         counted = reply.usage != Usage()
         return reply if counted else replace(reply, usage=estimate(conversation, reply.text))
 
+    def price(self, usage: Usage) -> float:
+        """Nothing: what the file charges is known when it is read."""
+        return 0.0 * usage.input_tokens
+
     def _save(self) -> None:
         if self._position is not None:
             self._position.parent.mkdir(parents=True, exist_ok=True)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent import prompt
-from agent.clients.base import Client, Conversation, Message, Reply
+from agent.clients.base import Client, Conversation, Message, Reply, estimate
 from agent.errors import ReplyError
 from agent.proposers.opening import opening
 from agent.reply import TOOL, ParsedReply, parse_text, parse_tool_call
 from agent.values import History, Proposal, Record
 
 KEEP = 16  # conversations on disk; a session has no more trials open at once
+USUAL_ANSWER = 3_000  # tokens, thinking included
 MAX_PROBLEM = 8_000  # characters of a problem that go back to the model
 UNREADABLE = "a reply without readable edits"
 AGAIN = (
@@ -47,6 +48,11 @@ class LLM:
         self._prune()
         first = opening(history, self._program, in_flight)
         return self._exchange(uuid.uuid4().hex[:12], _Talk(first, history.sources), first.as_text())
+
+    def expected_usd(self, history: History) -> float:
+        """Dollars of one proposal: this prompt, uncached, and an answer of ordinary length."""
+        asked = estimate(opening(history, self._program, ()), "")
+        return self._client.price(replace(asked, output_tokens=USUAL_ANSWER))
 
     def repair(self, proposal: Proposal, problem: str) -> Proposal | None:
         """The proposal mended in its conversation, charged for this exchange only; None if that was not kept."""
