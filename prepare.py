@@ -246,11 +246,18 @@ def finish(model: Any, config: Any) -> None:
     if TRIAL:
         save(model, config)
         open_feed().seal()
+        if TRIAL.get("smoke"):
+            rehearse()
         return
+    from sandbox.metrics import Metrics, format_summary
+
     facts = open_feed().seal()
     link = _serve("referee", {"rows": score_rows(open_feed().max_seq_len), "tell": True})
     result = evaluate_bpb(model, link, device())
-    print(summary(result["val_bpb"], facts, model_facts(model, config)), flush=True)
+    run = {"training_seconds": facts["seconds"], "total_tokens_M": facts["tokens"] / 1e6, "num_steps": facts["steps"]}
+    total = time.monotonic() - BORN
+    metrics = Metrics(result["val_bpb"], total_seconds=total, **run, **model_facts(model, config))
+    print(format_summary(metrics), flush=True)
 
 
 def save(model: Any, config: Any) -> None:
@@ -279,23 +286,6 @@ def model_facts(model: Any, config: Any) -> dict[str, Any]:
         "peak_vram_mb": peak,
         "depth": depth,
     }
-
-
-def summary(val_bpb: float, run: dict[str, Any], model: dict[str, Any], total_seconds: float | None = None) -> str:
-    """The summary block. run: the feeder's facts; model: `model_facts`."""
-    total = time.monotonic() - BORN if total_seconds is None else total_seconds
-    lines = {
-        "val_bpb": f"{val_bpb:.6f}",
-        "training_seconds": f"{run['seconds']:.1f}",
-        "total_seconds": f"{total:.1f}",
-        "peak_vram_mb": f"{model['peak_vram_mb']:.1f}",
-        "mfu_percent": f"{model['mfu_percent']:.2f}",
-        "total_tokens_M": f"{run['tokens'] / 1e6:.1f}",
-        "num_steps": run["steps"],
-        "num_params_M": f"{model['num_params_M']:.1f}",
-        "depth": model["depth"],
-    }
-    return "---\n" + "\n".join(f"{key + ':':<18}{value}" for key, value in lines.items())
 
 
 # ── evaluation ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -355,6 +345,16 @@ def load_model() -> Any:
     model = train.build_model(config).to(device())
     model.load_state_dict(load_file(CHECKPOINT), strict=True)
     return model
+
+
+def rehearse() -> None:
+    """What scoring will do with the checkpoint, on one row: found here, a fault costs no budget."""
+    import torch
+
+    length = open_feed().max_seq_len
+    rows = torch.zeros(1, length + 1, dtype=torch.int64, device=device())
+    with torch.inference_mode():
+        token_nats(load_model().eval(), rows)
 
 
 def score() -> None:

@@ -24,13 +24,11 @@ class Breach:
     code: str
 
 
-def breaches(module: cst.Module, extra: frozenset[str]) -> Iterator[Breach]:
-    """All breaches of a source that parses. extra: top-level modules that may be imported besides the usual ones."""
-    facts = Facts()
-    facts.gather(module)
-    yield from _contract(module, facts)
+def breaches(facts: Facts, extra: frozenset[str]) -> Iterator[Breach]:
+    """All breaches of a source. extra: top-level modules that may be imported besides the usual ones."""
+    yield from _contract(facts)
     yield from _imports(facts, extra)
-    yield from _on_import(module, facts)
+    yield from _on_import(facts)
     yield from _prepare(facts)
     yield from _seeds(facts)
     yield from _names(facts)
@@ -46,26 +44,30 @@ def code_of(node: cst.CSTNode) -> str:
     return " ".join(cst.Module([]).code_for_node(node).split())
 
 
-def _contract(module: cst.Module, facts: Facts) -> Iterator[Breach]:
+def _contract(facts: Facts) -> Iterator[Breach]:
+    last = max((place.line for place in facts.body), default=1)
     for name in rules.CONTRACT:
-        kind = cst.ClassDef if name == "GPTConfig" else cst.FunctionDef
-        found = [node for node in module.body if isinstance(node, kind) and node.name.value == name]
-        if len(found) != 1:
-            yield Breach("contract-name", facts.starts[id(found[-1])] if found else 1, f"{len(found)} of {name}")
-        for node in found[-1:]:
-            if isinstance(node, cst.FunctionDef) and not _callable_as_agreed(node):
-                header = node.with_changes(body=cst.SimpleStatementSuite([]), leading_lines=(), decorators=())
-                yield Breach("contract-signature", facts.starts[id(node)], code_of(header))
+        yield from _contract_name(facts, name)
     for place in facts.stores:
         if place.top and place.name in rules.CONTRACT and place.value is not None:
             yield _breach("contract-name", place)
     for name, rule in rules.REQUIRED_CALLS.items():
         if not any(f"prepare.{name}" in facts.names.resolve(call.name) for call in facts.calls):
-            yield Breach(rule, len(module.body) and max(facts.starts.values()), f"no prepare.{name}()")
-    guards = [node for node in module.body if is_guard(node)]
-    if not any("main()" in code_of(guard) for guard in guards):
-        line = facts.starts[id(guards[0])] if guards else max(facts.starts.values(), default=1)
-        yield Breach("main-guard", line, 'no `if __name__ == "__main__": main()`')
+            yield Breach(rule, last, f"no prepare.{name}()")
+    guards = [place for place in facts.body if is_guard(place.node)]
+    if not any(re.search(r"(?<![\w.])main\(\)", code_of(guard.node)) for guard in guards):
+        yield Breach("main-guard", guards[0].line if guards else last, 'no `if __name__ == "__main__": main()`')
+
+
+def _contract_name(facts: Facts, name: str) -> Iterator[Breach]:
+    kind = cst.ClassDef if name == "GPTConfig" else cst.FunctionDef
+    found = [place for place in facts.body if isinstance(place.node, kind) and place.node.name.value == name]
+    if len(found) != 1:
+        yield Breach("contract-name", found[-1].line if found else 1, f"{len(found)} definitions of {name}")
+    for line, node in [(place.line, place.node) for place in found[-1:]]:
+        if isinstance(node, cst.FunctionDef) and not _callable_as_agreed(node):
+            header = node.with_changes(body=cst.SimpleStatementSuite([]), leading_lines=(), decorators=())
+            yield Breach("contract-signature", line, code_of(header))
 
 
 def _callable_as_agreed(node: cst.FunctionDef) -> bool:
@@ -87,10 +89,10 @@ def _imports(facts: Facts, extra: frozenset[str]) -> Iterator[Breach]:
             yield Breach(rule, place.line, f"import {place.name}")
 
 
-def _on_import(module: cst.Module, facts: Facts) -> Iterator[Breach]:
-    for statement in module.body:
-        if not is_guard(statement) and not _only_defines(statement):
-            yield Breach("import-effect", facts.starts[id(statement)], code_of(statement))
+def _on_import(facts: Facts) -> Iterator[Breach]:
+    for place in facts.body:
+        if not is_guard(place.node) and not _only_defines(place.node):
+            yield _breach("import-effect", place)
     calls = {*rules.CONTRACT[1:], *(f"prepare.{name}" for name in rules.REQUIRED_CALLS)}
     for place in facts.calls:
         if place.top and not calls.isdisjoint({place.name, *facts.names.resolve(place.name)}):
@@ -107,12 +109,12 @@ def _only_defines(statement: cst.CSTNode) -> bool:
             or (isinstance(small, cst.Expr) and isinstance(small.value, (cst.SimpleString, cst.ConcatenatedString)))
             for small in statement.body
         )
-    if isinstance(statement, (cst.If, cst.Else, cst.Try, cst.ExceptHandler)):
+    if isinstance(statement, (cst.If, cst.Else, cst.Try, cst.ExceptHandler, cst.Finally)):
         parts: list[cst.CSTNode | None] = [*statement.body.body]
         if isinstance(statement, (cst.If, cst.Try)):
             parts.append(statement.orelse)
         if isinstance(statement, cst.Try):
-            parts += [*statement.handlers]
+            parts += [*statement.handlers, statement.finalbody]
         return all(part is None or _only_defines(part) for part in parts)
     return isinstance(statement, (cst.FunctionDef, cst.ClassDef))
 
@@ -152,7 +154,9 @@ def _seeds(facts: Facts) -> Iterator[Breach]:
 
 
 def _is_seed(facts: Facts, node: cst.CSTNode) -> bool:
-    return "prepare.SEED" in facts.names.resolve(dotted(node)) or dotted(node) == "SEED"
+    """Whether it is `SEED` or `prepare.SEED`; any other name might hold something else by then."""
+    name = dotted(node)
+    return name == "SEED" or ("." in name and "prepare.SEED" in facts.names.resolve(name))
 
 
 def _names(facts: Facts) -> Iterator[Breach]:

@@ -9,7 +9,7 @@ Which values a constant may take, its range, is said behind it or derived from n
 
     LR = 0.04  # range: 0.005..0.2 log     an interval, here searched by ratio; whole numbers stay whole
     HEAD_DIM = 64  # range: 32|64|128      these values
-    EPS = 1e-8  # range: fixed             not a knob (nor is anything else that cannot be read as a range)
+    EPS = 1e-8  # range: fixed             not a knob, as is anything that no line here speaks of
 
     bool                                   True|False
     float in [0, 1] named as a share       0..1 (…RATIO, FRAC, FRACTION, SHARE, PROB, DROPOUT)
@@ -17,8 +17,6 @@ Which values a constant may take, its range, is said behind it or derived from n
     float > 0                              value/4..value*4 log
     int power of two >= 16                 value/4|value/2|value|value*2|value*4
     int > 0                                value/2..value*2
-    all else                               none: not a knob
-
 A range always holds the present value; it is widened where it would not. Whether values fit each other (a device batch
 divides the total batch, heads divide the width) is for train.py's own assertions to say.
 """
@@ -225,12 +223,9 @@ def _parse_range(text: str, value: Value) -> Range | None:
         low, high, log = float(interval[1]), float(interval[2]), bool(interval[3])
     except (ValueError, SyntaxError):
         return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not low < high < math.inf
-        or (log and min(low, value) <= 0)
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or (log and min(low, value) <= 0):
+        return None
+    if not -math.inf < low < high < math.inf:
         return None
     return Interval(low, high, log, whole=isinstance(value, int))
 

@@ -1,21 +1,28 @@
-"""What a source says, gathered in one pass over its libcst tree: imports, names, calls, assignments and strings.
+"""What a source says, gathered from its libcst tree: imports, names, calls, assignments and strings, with their lines.
 
-libcst's metadata providers cost several times the parse, so lines are counted on the way: nodes are met in the order of
-the text, newlines included.
+Speed shapes this file. libcst's metadata providers cost several times the parse, so lines are counted on the way: nodes
+are met in the order of the text, newlines included. And the parse itself is most of what is left, so each top-level
+statement is parsed by itself and remembered: of a candidate only what differs from its parent is read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import ast
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 import libcst as cst
 
 from agent.names import Names, dotted, is_guard
 
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_REMEMBERED = 256  # top-level statements; a training script has about 60
 
-@dataclass(frozen=True)
-class Place:
+
+class Place(NamedTuple):
     """Something at a line (from 1): `name` is its dotted name as written, "" for the part that is no plain name.
 
     top: it runs when the file is imported. args: of a call. value: what is stored, where that is written next to it.
@@ -29,18 +36,61 @@ class Place:
     value: cst.BaseExpression | None = None
 
 
-class _Order(cst.CSTVisitor):
-    """Notes in which order libcst visits the attributes of one node."""
+class Unreadable(Exception):
+    """libcst cannot parse what Python can."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def facts_of(source: str, tree: ast.Module) -> Facts:
+    """The facts of a whole source; `tree` is what Python's own parser made of it. Raises Unreadable."""
+    whole = Facts()
+    for first, text in _statements(source, tree):
+        whole.add(_facts_of_statement(text, first), first - 1)
+    return whole
+
+
+def _statements(source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """First line (from 1) and text of each top-level statement, with what stands above; those of one line together."""
+    lines = _LINE.findall(source)
+    done = 0
+    for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+        end = statement.end_lineno or statement.lineno
+        if following is None or following.lineno > end:
+            yield done + 1, "".join(lines[done:end])
+            done = end
+
+
+def _facts_of_statement(text: str, first: int) -> Facts:
+    try:
+        return _remembered(text)
+    except cst.ParserSyntaxError as error:
+        raise Unreadable(error.message, first - 1 + error.raw_line) from None
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _remembered(text: str) -> Facts:
+    facts = Facts()
+    facts.gather(cst.parse_module(text))
+    return facts
+
+
+class _Order(cst.CSTVisitor):
+    """Notes in which order libcst visits the attributes of `root`."""
+
+    def __init__(self, root: cst.CSTNode) -> None:
         super().__init__()
+        self.root = root
         self.attributes: list[str] = []
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        return not self.attributes
+        return node is self.root
 
     def on_visit_attribute(self, node: cst.CSTNode, attribute: str) -> None:
-        self.attributes.append(attribute)
+        if node is self.root:
+            self.attributes.append(attribute)
 
 
 _ORDER: dict[type[cst.CSTNode], list[str]] = {}
@@ -49,11 +99,11 @@ _ORDER: dict[type[cst.CSTNode], list[str]] = {}
 def _children(node: cst.CSTNode) -> list[str]:
     """The attributes of a node that hold its children, in the order of the text.
 
-    Asked of libcst once for each class: its own visitors build every node anew, which takes longer than the parse.
+    Asked of libcst once for each class: its own visitors build every node anew, which takes as long as the parse.
     """
     kind = type(node)
     if kind not in _ORDER:
-        order = _Order()
+        order = _Order(node)
         node.visit(order)
         _ORDER[kind] = order.attributes
     return _ORDER[kind]
@@ -61,18 +111,24 @@ def _children(node: cst.CSTNode) -> list[str]:
 
 @dataclass
 class Facts:
-    """Fill by `gather`."""
+    """Lines count from the first line of what was gathered."""
 
+    body: list[Place] = field(default_factory=list)  # the top-level statements
     imports: list[Place] = field(default_factory=list)
     reads: list[Place] = field(default_factory=list)
     calls: list[Place] = field(default_factory=list)
     stores: list[Place] = field(default_factory=list)
     strings: list[Place] = field(default_factory=list)
     names: Names = field(default_factory=Names)
-    starts: dict[int, int] = field(default_factory=dict)  # id of a top-level statement -> its line
     _line: int = 1
     _depth: int = 0  # of functions and the main guard: 0 runs on import
     _skip: set[int] = field(default_factory=set)  # names and strings that were seen as a part of something else
+
+    def add(self, other: Facts, offset: int) -> None:
+        """The facts of a statement that stands `offset` lines below the start; `other` stays as it is."""
+        for name in ("body", "imports", "reads", "calls", "stores", "strings"):
+            getattr(self, name).extend([place._replace(line=place.line + offset) for place in getattr(other, name)])
+        self.names.add(other.names)
 
     def gather(self, node: cst.CSTNode) -> None:
         """Add what `node`, a module at first, and all below it say."""
@@ -114,7 +170,7 @@ class Facts:
 
     def _compound(self, node: cst.BaseCompoundStatement | cst.SimpleStatementLine) -> None:
         if id(node) in self._skip:
-            self.starts[id(node)] = self._line + len(node.leading_lines)
+            self.body.append(Place("", self._line + len(node.leading_lines), node, top=True))
         if is_guard(node):
             self._depth += 1
 
@@ -182,7 +238,7 @@ class Facts:
         while isinstance(base, cst.Subscript):
             base = base.value
         name = dotted(base)
-        self.stores.append(replace(self._place(name, target), value=value))
+        self.stores.append(self._place(name, target)._replace(value=value))
         origin = dotted(value) if isinstance(value, (cst.Name, cst.Attribute, cst.Call)) else ""
         if isinstance(target, cst.Name):
             self._skip.add(id(target))

@@ -22,6 +22,16 @@ class Names:
         self._bound: dict[str, str] = {}  # by an import: local name -> full name
         self._modules: set[str] = set()
         self._heads: set[str] = set()  # top-level modules that are imported
+        self._resolved: dict[str, set[str]] = {}  # what `resolve` found; names come up again and again
+
+    def add(self, other: Names) -> None:
+        """What another part of the same file says; `other` stays as it is."""
+        self._resolved.clear()
+        for name, origins in other._origins.items():
+            self._origins.setdefault(name, set()).update(origins)
+        self._bound |= other._bound
+        self._modules |= other._modules
+        self._heads |= other._heads
 
     def bind_module(self, name: str, local: str | None) -> None:
         """`import name` or `import name as local`."""
@@ -45,6 +55,11 @@ class Names:
 
     def resolve(self, name: str) -> set[str]:
         """All that a dotted name may stand for, imports and aliases followed: `o.system` -> {"os.system"}."""
+        if name not in self._resolved:
+            self._resolved[name] = self._resolve(name)
+        return self._resolved[name]
+
+    def _resolve(self, name: str) -> set[str]:
         found: set[str] = set()
         front = {name}
         for _ in range(_ALIAS_DEPTH):

@@ -15,11 +15,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-import libcst as cst
-
 from agent import rules
 from agent.conduct import Breach, breaches
-from agent.errors import PreflightError, UsageError
+from agent.errors import UsageError
+from agent.facts import Unreadable, facts_of
 from agent.rules import PROFILES, RULES
 
 __all__ = ["PROFILES", "RULES", "Finding", "check", "digest"]
@@ -44,16 +43,18 @@ class Finding:
 def check(source: str, parent: str, profile: str = "train", imports: Collection[str] = ()) -> tuple[Finding, ...]:
     """What `source` breaks of the profile's rules and its `parent` did not, in the order of lines.
 
-    imports: top-level modules this task allows besides the usual ones. Raises UsageError for an unknown profile.
+    imports: top-level modules this task allows besides the usual ones. Where the parent is no Python, the source need
+    not be. Raises UsageError for an unknown profile.
     """
     if profile not in PROFILES:
         raise UsageError(f"expected a profile of {', '.join(PROFILES)}, found {profile!r}: name one of them")
     extra = frozenset(imports)
     known = Counter((old.rule, old.code) for old in _inspect(parent, extra))
+    wanted = PROFILES[profile] - ({"syntax"} & {rule for rule, _ in known})
     found = []
     for breach in sorted(_inspect(source, extra), key=lambda breach: breach.line):
         known[breach.rule, breach.code] -= 1
-        if known[breach.rule, breach.code] < 0 and breach.rule in PROFILES[profile]:
+        if known[breach.rule, breach.code] < 0 and breach.rule in wanted:
             found.append(Finding(breach.rule, breach.line, f"`{breach.code[:_QUOTED]}`: {RULES[breach.rule]}"))
     return tuple(found)
 
@@ -61,13 +62,13 @@ def check(source: str, parent: str, profile: str = "train", imports: Collection[
 def digest(source: str) -> str:
     """sha256 (64 hex) of what Python makes of `source`: comments, layout, docstrings and spelling do not count.
 
-    `1e-3` and `0.001` are the same, 1 and 1.0 are not. Raises PreflightError if it does not parse.
+    `1e-3` and `0.001` are the same, 1 and 1.0 are not. Of text that is no Python only blanks at line ends do not count.
     """
     try:
-        tree = _parsed(source)
-    except _Unparsable as error:
-        raise PreflightError(f"expected Python, found {error} at line {error.line}: {RULES['syntax']}") from None
-    return hashlib.sha256(_canonical(tree).encode("utf-8", "surrogatepass")).hexdigest()
+        text = _canonical(_parsed(source))
+    except _Unparsable:
+        text = "\n".join(line.rstrip() for line in source.split("\n"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class _Unparsable(Exception):
@@ -128,12 +129,9 @@ def _without_docstring(node: ast.AST, body: list[ast.stmt]) -> list[ast.stmt]:
 def _inspect(source: str, extra: frozenset[str]) -> tuple[Breach, ...]:
     found = list(_of_text(source))
     try:
-        _parsed(source)
-        found += breaches(cst.parse_module(source), extra)
-    except _Unparsable as error:
+        found += breaches(facts_of(source, _parsed(source)), extra)
+    except (_Unparsable, Unreadable) as error:
         found.append(Breach("syntax", error.line, str(error)))
-    except cst.ParserSyntaxError as error:
-        found.append(Breach("syntax", error.raw_line, error.message))
     distinct = {(breach.rule, breach.line): breach for breach in found}
     return tuple(distinct.values())
 

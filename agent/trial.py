@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import Task
+from agent.dialogue import converse
 from agent.errors import SmokeError
 from agent.folder import CHECKPOINT
 from agent.machine import Machine
@@ -84,7 +83,7 @@ class Bench:
         spec = {"seed": 0, "budget": SMOKE_BUDGET, "smoke": True}
         with self._work(candidate, folder, spec | {"device": device}) as work:
             execution, fed = self._pair("feed", spec, self.task.command, work, folder / "run.log", limit, slot)
-        failure = _failure(execution, folder / "run.log", limit)
+            failure = _failure(execution, folder / "run.log", limit) or _sealing(fed, work)
         if failure or not fed.get("flop_per_token"):
             raise SmokeError(f"two small steps fail ({failure or 'no training step was made'}):\n{_tail(folder)}")
         return Smoke(fed["flop_per_token"], execution.peak_rss_mb, execution.wall_seconds)
@@ -147,7 +146,7 @@ class Bench:
         execution, result = self._pair("referee", {"rows": self._rows()}, command, work, log, limit, slot, cancel)
         failure = _failure(execution, log, limit)
         if failure or "val_bpb" not in result:
-            result["error"] = result.get("error") or f"scoring: {failure or 'no answer'}: {tail(log, 3)}"
+            result["error"] = f"scoring: {failure}" if failure else result.get("error", "scoring: no answer")
         return result | {"seconds": execution.wall_seconds}
 
     def _rows(self) -> int:
@@ -179,30 +178,14 @@ class Bench:
         slot: Slot,
         cancel: threading.Event | None = None,
     ) -> tuple[Execution, dict[str, Any]]:
-        """Run a child beside the trusted process it talks to; how the child ended and what the other side measured."""
-        ours, theirs = socket.socketpair()
-        result = work.parent / f"{role}.json"
-        result.unlink(missing_ok=True)
-        told = dict(spec) | {"data": str(self.data), "fd": ours.fileno(), "result": str(result)}
-        with ours, theirs:
-            settings = json.loads((work / "trial.json").read_text()) | {"fd": theirs.fileno()}
+        """Run a child beside the trusted process it talks to; how it ended and what the other side measured."""
+
+        def child(fd: int) -> Execution:
+            settings = json.loads((work / "trial.json").read_text()) | {"fd": fd}
             write_aside(work / "trial.json", json.dumps(settings))
-            server = subprocess.Popen(
-                [sys.executable, "-m", "corpus.serve", role, json.dumps(told)],
-                pass_fds=[ours.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=(work.parent / f"{role}.log").open("wb"),
-            )
-            ours.close()
-            execution = self._child(command, work, log, limit, slot, cancel, [theirs.fileno()])
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        measured: dict[str, Any] = json.loads(result.read_text()) if result.is_file() else {}
-        return execution, measured
+            return self._child(command, work, log, limit, slot, cancel, [fd])
+
+        return converse(role, dict(spec) | {"data": str(self.data)}, work.parent, child)
 
     def _plain(self, work: Path, log: Path, limit: float, slot: Slot, cancel: threading.Event) -> Execution:
         return self._child(self.task.command, work, log, limit, slot, cancel, [])

@@ -130,7 +130,7 @@ def _build(source: Source, settings: Settings, folder: Path, workers: int, progr
 def _tokenizer(source: Source, shards: list[Shard], settings: Settings, folder: Path, progress: bool) -> Tokenizer:
     """The one already in the folder, or one learned from training text and saved there."""
     if not (folder / "tokenizer.json").exists():
-        with progress_bar(progress, total=SAMPLE_BYTES, what="vocabulary", unit="B") as bar:
+        with progress_bar(progress, total=None, what="vocabulary", unit="B") as bar:
             texts = training_texts(shards, source.eval_share, SAMPLE_BYTES)
             tokenizer = Tokenizer.train(counted(texts, bar), settings.vocab_size)
         write_atomically(folder / "tokenizer.json", tokenizer.to_json())

@@ -95,7 +95,7 @@ def _run(order: Order, fetching: Fetching) -> None:
     """The downloading process, from start to end; if this one is interrupted, that one is killed."""
     log = order.folder / "fetch.log"
     command = [sys.executable, "-m", "corpus.fetch", order.to_json()]
-    with log.open("wb") as errors, progress_bar(fetching.progress, total=0, what="download", unit="B") as bar:
+    with log.open("wb") as errors, progress_bar(fetching.progress, total=None, what="download", unit="B") as bar:
         child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(enabled: bool, *, total: int, what: str, unit: str) -> Any:
+def progress_bar(enabled: bool, *, total: int | None, what: str, unit: str) -> Any:
     """A tqdm bar on stderr, shown only if `enabled` and stderr is a terminal; `unit` "B" counts in powers of 1000."""
     shown = enabled and sys.stderr.isatty()
     return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", disable=not shown, dynamic_ncols=True)

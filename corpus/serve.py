@@ -130,7 +130,7 @@ def referee(link: Connection, data: Data, spec: dict[str, Any]) -> dict[str, Any
     token_bytes = np.load(data.folder / "token_bytes.npy")
     length, rows = data.meta["max_seq_len"], spec["rows"]
     packer = data.packer(spec.get("split", "val"), seed=0)
-    left = max(1, data.meta["eval_tokens"] // length)
+    left = max(1, min(data.meta["eval_tokens"], data.meta["val_tokens"]) // length)
     total = {"nats": 0.0, "bytes": 0, "rows": 0}
     while left:
         batch = packer.batch(min(rows, left), length + 1)

@@ -75,7 +75,7 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            ranks = [base64.b64decode(token) for token in content["mergeable_ranks"]]
+            ranks = [base64.b64decode(token, validate=True) for token in content["mergeable_ranks"]]
             return cls(ranks, content["pattern"])
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path}: expected a tokenizer, found {error!r}; run `python prepare.py` again") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,7 +39,7 @@ def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypat
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Path]:
+def project(tmp_path: Path) -> Path:
     """A repository whose train.py is FAKE_TRAIN and whose task takes the number it prints."""
     folder = tmp_path / "project"
     folder.mkdir()
@@ -48,4 +47,19 @@ def project(tmp_path: Path) -> Iterator[Path]:
     (folder / "train.py").write_text(FAKE_TRAIN)
     (folder / "overnight.toml").write_text(CLAIMED)
     commit_all(folder)
-    yield folder
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared data set of bytes, rows of 64, in a cache of its own that stays the current one."""
+    from corpus.build import prepare_data
+
+    folder = tmp_path_factory.mktemp("data")
+    texts = folder / "texts"
+    texts.mkdir()
+    for n in range(60):
+        (texts / f"{n}.txt").write_text(f"document {n}: " + "the quick brown fox jumps over it. " * (n % 7 + 1))
+    return prepare_data(
+        str(texts), cache=folder / "cache", vocab_size=257, max_seq_len=64, eval_tokens=640, workers=1, progress=False
+    )

@@ -26,7 +26,7 @@ class Axis:
 
     @property
     def key(self) -> str:
-        """Optuna's name for it. Another kind of range is another parameter: a study does not let one change its kind."""
+        """Optuna's name for it. Another kind of range is another parameter: a study lets none change its kind."""
         if isinstance(self.range, Choices):
             return f"{self.name} {'|'.join(map(render, self.range.values))}"
         return f"{self.name}{' whole' if self.range.whole else ''}{' log' if self.range.log else ''}"
@@ -50,7 +50,7 @@ class Axis:
     def decode(self, param: Any) -> Value:
         """Optuna's value as the one to write."""
         if isinstance(self.range, Choices):
-            return self.range.values[param]
+            return self.range.values[int(param)]
         return int(param) if self.range.whole else rounded(float(param))
 
     def moved(self, value: Value) -> bool:

@@ -1,15 +1,15 @@
 """Proposals from a classical optimiser: Optuna turns the knobs among train.py's constants, a few at a time.
 
 The search space is all knobs, for the whole study; a proposal departs from the incumbent in one to three of them. A
-night has tens of trials and there are about twenty knobs: a point drawn in all of them at once is far from what is known
-to work, and when it fails nobody can tell why. Which knobs to turn is drawn from what became of them so far (Thompson
-sampling over "it was turned, and the result improved"); how far is the sampler's to say. `_Anchored` lets it draw all
-knobs, keeps its values for the chosen ones and takes the incumbent's for the rest, so that the point which Optuna
-remembers is the point that was tried.
+night has tens of trials and there are about twenty knobs: a point drawn in all of them at once is far from what is
+known to work, and when it fails nobody can tell why. Which knobs to turn is drawn from what became of them so far
+(Thompson sampling over "it was turned, and the result improved"); how far is the sampler's to say. `_Anchored` lets it
+draw all knobs, keeps its values for the chosen ones and takes the incumbent's for the rest, so that the point which
+Optuna remembers is the point that was tried.
 
-Optuna forgets failed trials, so what crashed or was rejected is told as PENALTY, worse than anything measured; only what
-was lost with a killed session is told as failed. The study is an SQLite file: its transactions survive a kill at any
-moment, where a journal file can be left with half a line or a stale lock.
+Optuna forgets failed trials, so what crashed or was rejected is told as PENALTY, worse than anything measured; only
+what was lost with a killed session is told as failed. The study is an SQLite file: its transactions survive a kill at
+any moment, where a journal file can be left with half a line or a stale lock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
@@ -58,7 +58,7 @@ class Knobs:
             raise UsageError(f"sampler: expected one of {' '.join(SAMPLERS)}, found {sampler!r}")
         self._device, self._target, self._seed, self._count = device_type, target, seed, knobs_per_trial
         self._sign = 1 if direction == "min" else -1
-        self._study = _open(state, f"{direction}imize")
+        self._study = _open(state, StudyDirection.MINIMIZE if direction == "min" else StudyDirection.MAXIMIZE)
         self._fallback = RandomSampler(seed + len(self._trials()))
         # A resumed study draws on; with the bare seed it would repeat its first draws.
         self._sampler = _sampler(sampler, seed + len(self._trials()))
@@ -185,8 +185,8 @@ class Knobs:
 class _Anchored(BaseSampler):
     """Draws as `base` does, but gives the parameters in `fixed` their values.
 
-    Unlike optuna's PartialFixedSampler it leaves the search space whole, which CMA-ES needs: its covariance matrix has one
-    row for each parameter, and it would start anew whenever their number changes.
+    Unlike optuna's PartialFixedSampler it leaves the search space whole, which CMA-ES needs: its covariance matrix has
+    one row for each parameter, and it would start anew whenever their number changes.
     """
 
     def __init__(self, base: BaseSampler, fixed: Mapping[str, Any]) -> None:
@@ -215,7 +215,7 @@ class _Anchored(BaseSampler):
         self._base.after_trial(study, trial, state, values)
 
 
-def _open(state: Path, direction: str) -> Study:
+def _open(state: Path, direction: StudyDirection) -> Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = state / "knobs.sqlite"
     try:
@@ -225,9 +225,7 @@ def _open(state: Path, direction: str) -> Study:
         return optuna.create_study(storage=storage, study_name=NAME, direction=direction, load_if_exists=True)
     except (DatabaseError, OSError) as error:
         why = str(error).splitlines()[0]
-        raise StateError(
-            f"expected a readable Optuna study at {path}, found: {why}; move it away to start afresh"
-        ) from error
+        raise StateError(f"expected an Optuna study at {path}, found: {why}; move it away to start afresh") from error
 
 
 def _sampler(name: str, seed: int) -> BaseSampler:

@@ -1,20 +1,11 @@
 """What the data tests share: a hub that can misbehave, and some text of one's own."""
 
-import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import CLIMBMIX, HubServer, parquet
-
-WORDS = [f"{a}{b}{c}" for a in ("lo", "mi", "ta", "ren") for b in ("ka", "so", "pel") for c in ("n", "tu", "is", "")]
-
-
-def texts(count: int, seed: int, words: int = 120) -> list[str]:
-    """Different documents of made-up words."""
-    draw = random.Random(seed)
-    return [" ".join(draw.choices(WORDS, k=words)) + f" {seed}:{number}.\n" for number in range(count)]
+from hub_server import CLIMBMIX, HubServer, parquet, texts
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import random
 import threading
 import time
 from collections import defaultdict
@@ -14,6 +15,13 @@ import pyarrow.parquet as pq
 
 CLIMBMIX = "karpathy/climbmix-400b-shuffle"
 TINYSTORIES = "karpathy/tinystories-gpt4-clean"
+WORDS = [f"{a}{b}{c}" for a in ("lo", "mi", "ta", "ren") for b in ("ka", "so", "pel") for c in ("n", "tu", "is", "")]
+
+
+def texts(count: int, seed: int, words: int = 120) -> list[str]:
+    """Different documents of made-up words."""
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=words)) + f" {seed}:{number}.\n" for number in range(count)]
 
 
 def parquet(texts: list[str], column: str = "text") -> bytes:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import texts
-from hub_server import CLIMBMIX, TINYSTORIES, HubServer, parquet
+from hub_server import CLIMBMIX, TINYSTORIES, HubServer, parquet, texts
 
 from corpus import hub as hub_module
 from corpus.build import prepare_data

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGKILL and full disks, in real processes: one line, nothing lost, and the next run ends in the same bytes."""
+"""Ctrl-C, SIGKILL and full disks, in real processes: one line, nothing lost, the next run ends in the same bytes."""
 
 import json
 import os
@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import texts
-from hub_server import CLIMBMIX, HubServer
+from hub_server import CLIMBMIX, HubServer, texts
 
 from corpus import tokens
 from corpus.build import prepare_data

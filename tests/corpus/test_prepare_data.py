@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import texts
+from hub_server import texts
 
 from corpus.build import prepare_data
 from corpus.documents import SPLITS, digest

@@ -1,0 +1,155 @@
+"""Real training children under the harness: smoke, feed, referee, and every way a run can fail to leave a number."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from agent.candidate import digest_of
+from agent.config import Task
+from agent.errors import SmokeError
+from agent.machine import probe
+from agent.trial import Bench, Pace, Smoke
+from agent.values import Candidate, Proposal, Run
+from corpus.budget import Budget
+from sandbox.pool import Slot
+from sandbox.process import Ending
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = (ROOT / "tests" / "tiny_train.py").read_text()
+SLOT = Slot(0, "local", {"OMP_NUM_THREADS": "1"})
+PER_TOKEN = 6 * 16 * 257  # FLOPs of the one matrix, forward and backward
+
+
+def candidate(*edits: tuple[str, str]) -> Candidate:
+    text = TINY
+    for old, new in edits:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return Candidate(Proposal((), "x"), {"train.py": text}, "0" * 40, digest_of({"train.py": text}), "")
+
+
+@pytest.fixture
+def bench(data: Path) -> Bench:
+    return Bench(Task(), {"prepare.py": (ROOT / "prepare.py").read_text()}, data, probe(), Pace(5, 10, 10))
+
+
+def train(bench: Bench, tried: Candidate, folder: Path, budget: str = "20steps", smoke: Smoke | None = None) -> Run:
+    return bench.run(tried, folder, seed=42, budget=budget, smoke=smoke, slot=SLOT, cancel=threading.Event())
+
+
+def test_a_run_leaves_a_number_that_the_harness_measured(bench: Bench, tmp_path: Path) -> None:
+    smoke = bench.smoke(candidate(), tmp_path / "smoke", "1e9flop", SLOT)
+    assert smoke is not None
+    assert smoke.flop_per_token == PER_TOKEN
+    run = train(bench, candidate(), tmp_path / "run", f"{PER_TOKEN * 8 * 64 * 20}flop", smoke)
+    assert run.failure == ""
+    assert run.metrics is not None
+    assert run.metrics.num_steps == 20
+    assert run.tflop == pytest.approx(PER_TOKEN * 8 * 64 * 20 / 1e12)
+    assert 1 < run.metrics.val_bpb < 8
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"run.log", "curve.jsonl", "execution.json", "metrics.json", "model.safetensors"} <= left
+    assert "work" not in left
+    curve = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in curve] == list(range(20))
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_what_the_candidate_prints_is_not_what_is_believed(bench: Bench, tmp_path: Path) -> None:
+    lie = 'print("---\\nval_bpb: 0.1\\ntraining_seconds: 1.0\\n")\n    prepare.finish(model, config)'
+    honest = train(bench, candidate(), tmp_path / "honest")
+    liar = train(bench, candidate(("prepare.finish(model, config)", lie)), tmp_path / "liar")
+    assert honest.metrics is not None
+    assert liar.metrics is not None
+    assert liar.metrics.val_bpb == honest.metrics.val_bpb
+
+
+def test_the_trainer_sees_no_data_path_and_no_key(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    look = "import os; print(dict(os.environ), open(os.environ['OVERNIGHT_TRIAL']).read())"
+    run = train(bench, candidate(("step = 0", look + "; step = 0")), tmp_path / "run")
+    log = run.execution.log_path.read_text()
+    assert "OVERNIGHT_TRIAL" in log
+    assert "sk-secret" not in log
+    assert str(bench.data) not in log
+
+
+@pytest.mark.parametrize(
+    ("edits", "failure"),
+    [
+        ((("prepare.finish(model, config)", "pass"),), "no checkpoint"),
+        ((("step = 0", "step = 1 / 0"),), "exit 1: ZeroDivisionError: division by zero"),
+        ((("step = 0", "import os; os.kill(os.getpid(), 9)"),), "ended by signal 9"),
+        (
+            (("return self.head(self.table(idx))", "return self.head(self.table(idx)) * float('nan')"),),
+            "scoring: expected finite",
+        ),
+        (
+            (("prepare.finish(model, config)", "model.table = nn.Embedding(3, 3); prepare.finish(model, config)"),),
+            "scoring: exit 1",
+        ),
+        (
+            (("prepare.finish(model, config)", "import time; time.sleep(7); prepare.finish(model, config)"),),
+            "checkpoint 7",
+        ),
+    ],
+    ids=["no-finish", "exception", "signal", "nan", "other-weights", "late"],
+)
+def test_no_number_without_a_sound_run(
+    bench: Bench, tmp_path: Path, edits: tuple[tuple[str, str], ...], failure: str
+) -> None:
+    run = train(bench, candidate(*edits), tmp_path / "run")
+    assert run.metrics is None
+    assert run.failure.startswith(failure)
+
+
+def test_a_run_that_hangs_is_ended(data: Path, tmp_path: Path) -> None:
+    fixed = {"prepare.py": (ROOT / "prepare.py").read_text()}
+    bench = Bench(Task(), fixed, data, probe(), Pace(5, 1, 10))
+    assert bench.wall_limit(Budget(20, "steps")) == 30
+    cancel = threading.Event()
+    threading.Timer(4, cancel.set).start()
+    hung = candidate(("step = 0", "import time; time.sleep(1000)"))
+    run = bench.run(hung, tmp_path / "run", seed=1, budget="20steps", smoke=None, slot=SLOT, cancel=cancel)
+    assert run.execution.ending is Ending.CANCELLED
+    assert run.execution.wall_seconds < 15
+    assert run.failure == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ((("nn.Linear(16, config.vocab_size)", "nn.Linear(17, config.vocab_size)"),), "shapes cannot be multiplied"),
+        ((("lr=MATRIX_LR", "lr=MATRIX_LR, nonsense=1"),), "nonsense"),
+        ((("prepare.finish(model, config)", "pass"),), "no checkpoint"),
+        (
+            (("return self.head(self.table(idx))", "return self.head(self.table(idx)).mean(1)"),),
+            "1D target must have size",
+        ),
+        (
+            (("return GPT(config)", "return GPT(GPTConfig(config.vocab_size + (__name__ != '__main__')))"),),
+            "size mismatch",
+        ),
+    ],
+    ids=["shape", "keyword", "no-finish", "logits", "not-rebuilt"],
+)
+def test_the_smoke_run_catches_it_before_any_budget_is_spent(
+    bench: Bench, tmp_path: Path, edits: tuple[tuple[str, str], ...], message: str
+) -> None:
+    with pytest.raises(SmokeError, match=message):
+        bench.smoke(candidate(*edits), tmp_path / "smoke", "1e9flop", SLOT)
+
+
+def test_nothing_is_left_running(bench: Bench, tmp_path: Path) -> None:
+    daemon = 'import subprocess; subprocess.Popen(["sleep", "31.4159"], start_new_session=True)\n    step = 0'
+    run = train(bench, candidate(("step = 0", daemon)), tmp_path / "run")
+    assert run.metrics is not None
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert "31.4159" not in listing

@@ -1,0 +1,182 @@
+"""The feed, the clock and the referee, as real processes over real sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from corpus.budget import Allowance, Budget, Clock
+from corpus.packing import WAITING, Packer, load_packer
+
+ROOT = Path(__file__).parent.parent
+BOS = 256
+
+
+def packer(lengths: list[int], piece: int = 9, seed: int = 0) -> Packer:
+    """Documents of these lengths (BOS included) whose tokens are all different."""
+    docs = np.cumsum([0, *lengths]).astype(np.int64)
+    tokens = np.arange(docs[-1]).astype(np.uint16)
+    tokens[docs[:-1]] = 60000
+    return Packer(tokens, docs, bos=60000, piece=piece, seed=seed)
+
+
+def test_rows_are_full_begin_with_bos_and_drop_nothing_of_an_epoch() -> None:
+    made = packer([3, 9, 30, 1, 12] * 300)
+    rows = made.batch(4000, 9)
+    assert rows.shape == (4000, 9)
+    assert (rows[:, 0] == 60000).all()
+    content = rows[rows != 60000]
+    waiting = {made.tokens[start + i] for size, start in made.waiting for i in range(size)}
+    everything = set(made.tokens[made.tokens != 60000])
+    assert everything == set(content) | waiting, "every token of every document is drawn or about to be"
+    _, counts = np.unique(content, return_counts=True)
+    assert counts.max() <= 3, "in two epochs and a bit, none more often than that"
+
+
+def test_best_fit_takes_the_longest_that_fits() -> None:
+    made = packer([9] * WAITING + [4] * WAITING)
+    row = made.batch(1, 13)[0]
+    assert (row[0], row[9]) == (60000, 60000), "eight tokens and then three: no place is wasted or cut"
+
+
+def test_the_order_is_the_seeds() -> None:
+    lengths = [5, 9, 13] * 500
+    a, b, c = packer(lengths, seed=1), packer(lengths, seed=1), packer(lengths, seed=2)
+    first = a.batch(50, 9)
+    assert (first == b.batch(50, 9)).all()
+    assert (first != c.batch(50, 9)).any()
+
+
+def test_no_validation_document_is_streamed_for_training(data: Path) -> None:
+    meta = json.loads((data / "meta.json").read_text())
+    streams = {
+        split: load_packer(data, split, bos=meta["bos_id"], piece=65, seed=0).batch(400, 65)
+        for split in ("train", "val", "held")
+    }
+    names = {split: {bytes(row[row < 256].astype(np.uint8)) for row in rows} for split, rows in streams.items()}
+    documents = {
+        split: {piece.split(b":")[0] for text in texts for piece in text.split(b"document ")[1:] if b":" in piece}
+        for split, texts in names.items()
+    }
+    assert documents["train"]
+    assert documents["val"]
+    assert not documents["train"] & documents["val"]
+    assert not documents["train"] & documents["held"]
+    assert not documents["val"] & documents["held"]
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("300s", 300, "s"),
+        ("2e13flop", 2e13, "flop"),
+        ("50Mtok", 5e7, "tok"),
+        ("1000steps", 1000, "steps"),
+        ("1.5ks", 1500, "s"),
+    ],
+)
+def test_budgets(text: str, amount: float, unit: str) -> None:
+    assert Budget.parse(text) == Budget(amount, unit)
+
+
+@pytest.mark.parametrize("text", ["", "300", "s", "-3s", "0s", "3 s", "1e13", "infs", "3sec", "300s;"])
+def test_bad_budgets(text: str) -> None:
+    with pytest.raises(ValueError, match=r"budget: expected e\.g\. 300s"):
+        Budget.parse(text)
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def clock(budget: str, time: Time, allowance: Allowance | None = None, flop: float | None = None) -> Clock:
+    return Clock(Budget.parse(budget), allowance or Allowance(100, 1000), flop, time)
+
+
+def test_a_wall_budget_starts_with_the_first_batch() -> None:
+    time = Time()
+    made = clock("10s", time)
+    time.now = 50
+    made.warm(64)
+    assert made.draw(64)
+    time.now = 59
+    assert made.draw(64)
+    assert made.progress() == 0.9
+    time.now = 60
+    assert not made.draw(64)
+    time.now = 61
+    assert not made.draw(64), "over is over"
+    made.seal()
+    assert (made.tokens, made.seconds(), made.sealed - made.ended) == (128, 10, 1)
+
+
+def test_start_up_beyond_the_allowance_counts() -> None:
+    time = Time()
+    made = clock("10s", time, Allowance(5, 1000))
+    time.now = 12
+    assert made.draw(1)
+    assert made.seconds() == 7
+    tokens = clock("1ktok", time)
+    tokens.warm(1500)
+    tokens.draw(100)
+    assert tokens.spent() == 600
+
+
+def test_token_step_and_flop_budgets() -> None:
+    time = Time()
+    for made in (clock("100tok", time), clock("2steps", time), clock("1e3flop", time, flop=10.0)):
+        assert [made.draw(50) for _ in range(4)] == [True, True, False, False]
+        assert made.progress() == 1.0
+
+
+def by_hand(folder: Path, data: Path, train: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"OVERNIGHT_CACHE": str(data.parent.parent), "PYTHONPATH": str(ROOT)} | more
+    for name in ("train.py", "prepare.py"):
+        (folder / name).write_text((train if name == "train.py" else ROOT / name).read_text())
+    return subprocess.run(
+        [sys.executable, "train.py"], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+
+
+def test_by_hand_trains_within_the_budget_evaluates_and_prints_the_block(tmp_path: Path, data: Path) -> None:
+    from sandbox.metrics import parse_summary
+
+    done = by_hand(tmp_path, data, ROOT / "tests" / "tiny_train.py", OVERNIGHT_BUDGET="30steps")
+    assert done.returncode == 0, done.stderr
+    metrics = parse_summary(done.stdout)
+    assert (metrics.num_steps, metrics.depth) == (30, 1)
+    assert metrics.total_tokens_M == pytest.approx(30 * 8 * 64 / 1e6, abs=0.05)
+    assert 1 < metrics.val_bpb < 8
+    again = parse_summary(by_hand(tmp_path, data, ROOT / "tests" / "tiny_train.py", OVERNIGHT_BUDGET="30steps").stdout)
+    assert again.val_bpb == metrics.val_bpb, "the same seed gives the same number"
+
+
+def test_a_flop_budget_by_hand_is_measured_not_claimed(tmp_path: Path, data: Path) -> None:
+    from sandbox.metrics import parse_summary
+
+    # Forward, input gradients and weight gradients of a 16 x 257 matrix: 6 x 16 x 257 FLOPs for each token, less the
+    # input gradients of nothing: an embedding costs none.
+    per_token = 6 * 16 * 257
+    budget = per_token * 8 * 64 * 20
+    metrics = parse_summary(
+        by_hand(tmp_path, data, ROOT / "tests/tiny_train.py", OVERNIGHT_BUDGET=f"{budget}flop").stdout
+    )
+    assert metrics.num_steps == 20
+
+
+def test_without_data_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cache" / "data").mkdir(parents=True)
+    done = by_hand(tmp_path, tmp_path / "cache" / "data" / "none", ROOT / "tests" / "tiny_train.py")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("data: expected a prepared set under")
+    assert "Traceback" not in done.stderr
