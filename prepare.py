@@ -157,10 +157,8 @@ class Feed:
         """Count the FLOPs of the first steps where the budget needs them and nobody has measured them before."""
         if not self._count_flop:
             return
-        from torch.utils.flop_counter import FlopCounterMode
-
         if self._counter is None:
-            self._counter = FlopCounterMode(display=False)
+            self._counter = flop_counter()
             self._counter.__enter__()
         elif not TRIAL.get("smoke"):  # by hand one whole step is enough; a smoke run counts until its end
             self._stop_counting()
@@ -172,6 +170,20 @@ class Feed:
         counter.__exit__(None, None, None)
         facts, _ = self._ask("measured", flop_per_token=counter.get_total_flops() / max(1, self.tokens))
         self._facts = facts
+
+
+def flop_counter() -> Any:
+    """torch's FlopCounterMode, taught the CPU's fused attention, which torch itself counts as nothing."""
+    import torch
+    from torch.utils import flop_counter as torch_counter
+
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    known = {
+        attention: lambda q, k, v, *_, **__: torch_counter.sdpa_flop_count(q, k, v),
+        backward: lambda grad, q, k, v, *_, **__: torch_counter.sdpa_backward_flop_count(grad, q, k, v),
+    }
+    return torch_counter.FlopCounterMode(display=False, custom_mapping=known)
 
 
 def _read(link: Connection) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -302,7 +314,6 @@ def evaluate_bpb(model: Any, link: Connection, where: Any) -> dict[str, Any]:
     referee sums; this side only ever sees the rows of one batch.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     model.eval()
     forward_flop = None
@@ -313,10 +324,10 @@ def evaluate_bpb(model: Any, link: Connection, where: Any) -> dict[str, Any]:
                 link.send_bytes(json.dumps({"forward_flop_per_token": forward_flop}).encode())
                 return facts
             tokens = torch.from_numpy(rows.astype(np.int64)).to(where)
-            counter = FlopCounterMode(display=False) if forward_flop is None else contextlib.nullcontext()
-            with counter:
+            counter = flop_counter() if forward_flop is None else None
+            with counter or contextlib.nullcontext():
                 nats = token_nats(model, tokens)
-            if isinstance(counter, FlopCounterMode):
+            if counter is not None:
                 forward_flop = counter.get_total_flops() / nats.numel()
             link.send_bytes(nats.cpu().numpy().astype("<f4").tobytes())
 

@@ -184,7 +184,9 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.ngrams = nn.ModuleList(nn.Embedding(config.ngram_rows, config.width) for _ in range(2 * (config.ngram_rows > 0)))
+        self.ngrams = nn.ModuleList(
+            nn.Embedding(config.ngram_rows, config.width) for _ in range(2 * (config.ngram_rows > 0))
+        )
         self.values = nn.ModuleList(nn.Embedding(config.vocab_size, config.width) for _ in range(config.depth))
         self.attention = nn.ModuleList(Attention(config, layer) for layer in range(config.depth))
         self.mlp = nn.ModuleList(MLP(config) for _ in range(config.depth))
@@ -341,7 +343,9 @@ def param_groups(model: GPT) -> list[dict[str, Any]]:
     for shape in sorted({p.shape for p in matrices}):
         same = [p for p in matrices if p.shape == shape]
         settings = {"momentum": MUON_MOMENTUM[0], "beta2": MUON_BETA2, "weight_decay": WEIGHT_DECAY}
-        groups.append({"name": f"matrix{tuple(shape)}", "optimizer": "muon", "params": same, "lr": MATRIX_LR, **settings})
+        groups.append(
+            {"name": f"matrix{tuple(shape)}", "optimizer": "muon", "params": same, "lr": MATRIX_LR, **settings}
+        )
     groups = [group for group in groups if group["params"]]
     assert_partition(model, groups)
     return groups

@@ -121,21 +121,31 @@ def _only_defines(statement: cst.CSTNode) -> bool:
 
 def _prepare(facts: Facts) -> Iterator[Breach]:
     feeds = {"feed", *(store.name for store in facts.stores if "prepare.open_feed" in _called(facts, store))}
+    for place in facts.imports:
+        if _is_private(place.name):
+            yield _breach("prepare-private", place)
+        if dotted(place.value) == "prepare" != place.name:
+            yield _breach("prepare-rebound", place)
     for place in facts.reads:
         head, _, rest = place.name.partition(".")
-        for full in facts.names.imported(place.name):
-            part = full.split(".")[1] if full.startswith("prepare.") else ""
-            if part and (part in rules.PREPARE_HIDDEN or not (part.isupper() or part in rules.PREPARE_PUBLIC)):
-                yield _breach("prepare-private", place)
-        if head in feeds and re.search(r"(^|\.)_(?!_)", rest):
+        hidden = head in feeds and re.search(r"(^|\.)_(?!_)", rest)
+        if hidden or any(_is_private(full) for full in facts.names.imported(place.name)):
             yield _breach("prepare-private", place)
-        if not rest and facts.names.is_module(head) and "prepare" in facts.names.resolve(head):
+        if not rest and place.value is None and facts.names.is_module(head) and "prepare" in facts.names.resolve(head):
             yield _breach("prepare-rebound", place)
     for place in facts.stores:
         head, dot, _ = place.name.partition(".")
         fixed = any(full.split(".")[0] == "prepare" for full in facts.names.imported(place.name))
         if (dot and (fixed or head in feeds)) or (not dot and facts.names.is_fixed(head, "prepare")):
             yield _breach("prepare-rebound", place)
+
+
+def _is_private(name: str) -> bool:
+    """Whether a full name, as `prepare.log`, is no public part of prepare; other modules' names are none of its."""
+    head, _, rest = name.partition(".")
+    part = rest.split(".")[0]
+    hidden = part in rules.PREPARE_HIDDEN or not (part.isupper() or part in rules.PREPARE_PUBLIC)
+    return head == "prepare" and bool(part) and hidden
 
 
 def _called(facts: Facts, store: Place) -> set[str]:
@@ -164,6 +174,12 @@ def _names(facts: Facts) -> Iterator[Breach]:
         rule = _rule_of_name(facts, place.name)
         if rule:
             yield _breach(rule, place)
+        elif (
+            place.value is None
+            and facts.names.is_module(place.name)
+            and "prepare" not in facts.names.resolve(place.name)
+        ):
+            yield _breach("introspection", place)  # a module passed on, where its attributes can no longer be followed
     for call in facts.calls:
         if call.name in {"getattr", "setattr", "delattr"} and len(call.args) > 1:
             named = isinstance(call.args[1].value, cst.SimpleString)
@@ -184,8 +200,7 @@ def _rule_of_name(facts: Facts, name: str) -> str:
             return rules.ATTRIBUTES[part]
         if part.startswith("__") and part.endswith("__") and part not in rules.PLAIN_DUNDERS:
             return "introspection"
-    passed_on = not rest and facts.names.is_module(head) and "prepare" not in facts.names.resolve(head)
-    return "introspection" if passed_on else ""
+    return ""
 
 
 def _assignments(facts: Facts) -> Iterator[Breach]:

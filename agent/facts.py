@@ -1,31 +1,25 @@
 """What a source says, gathered from its libcst tree: imports, names, calls, assignments and strings, with their lines.
 
-Speed shapes this file. libcst's metadata providers cost several times the parse, so lines are counted on the way: nodes
-are met in the order of the text, newlines included. And the parse itself is most of what is left, so each top-level
-statement is parsed by itself and remembered: of a candidate only what differs from its parent is read again.
+libcst's metadata providers cost several times the parse, so lines are counted on the way: nodes are met in the order of
+the text, newlines included.
 """
 
 from __future__ import annotations
 
-import ast
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import NamedTuple
 
 import libcst as cst
 
 from agent.names import Names, dotted, is_guard
 
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
-_REMEMBERED = 256  # top-level statements; a training script has about 60
-
 
 class Place(NamedTuple):
     """Something at a line (from 1): `name` is its dotted name as written, "" for the part that is no plain name.
 
-    top: it runs when the file is imported. args: of a call. value: what is stored, where that is written next to it.
+    top: it runs when the file is imported. args: of a call. value: of a store what is stored, where that is written
+    beside it; of an import the local name; of a read the node itself where it only makes an alias, `a = b`.
     """
 
     name: str
@@ -34,47 +28,6 @@ class Place(NamedTuple):
     top: bool = False
     args: Sequence[cst.Arg] = ()
     value: cst.BaseExpression | None = None
-
-
-class Unreadable(Exception):
-    """libcst cannot parse what Python can."""
-
-    def __init__(self, message: str, line: int) -> None:
-        super().__init__(message)
-        self.line = line
-
-
-def facts_of(source: str, tree: ast.Module) -> Facts:
-    """The facts of a whole source; `tree` is what Python's own parser made of it. Raises Unreadable."""
-    whole = Facts()
-    for first, text in _statements(source, tree):
-        whole.add(_facts_of_statement(text, first), first - 1)
-    return whole
-
-
-def _statements(source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """First line (from 1) and text of each top-level statement, with what stands above; those of one line together."""
-    lines = _LINE.findall(source)
-    done = 0
-    for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
-        end = statement.end_lineno or statement.lineno
-        if following is None or following.lineno > end:
-            yield done + 1, "".join(lines[done:end])
-            done = end
-
-
-def _facts_of_statement(text: str, first: int) -> Facts:
-    try:
-        return _remembered(text)
-    except cst.ParserSyntaxError as error:
-        raise Unreadable(error.message, first - 1 + error.raw_line) from None
-
-
-@lru_cache(maxsize=_REMEMBERED)
-def _remembered(text: str) -> Facts:
-    facts = Facts()
-    facts.gather(cst.parse_module(text))
-    return facts
 
 
 class _Order(cst.CSTVisitor):
@@ -122,6 +75,7 @@ class Facts:
     names: Names = field(default_factory=Names)
     _line: int = 1
     _depth: int = 0  # of functions and the main guard: 0 runs on import
+    _aliased: set[int] = field(default_factory=set)  # the b of `a = b`
     _skip: set[int] = field(default_factory=set)  # names and strings that were seen as a part of something else
 
     def add(self, other: Facts, offset: int) -> None:
@@ -177,7 +131,8 @@ class Facts:
     def _import(self, node: cst.Import) -> None:
         for alias in node.names:
             name = dotted(alias.name)
-            self.imports.append(self._place(name, node))
+            local = alias.asname.name if alias.asname else alias.name
+            self.imports.append(self._place(name, node)._replace(value=local))
             self.names.bind_module(name, dotted(alias.asname.name) if alias.asname else None)
             self._hide(alias)
 
@@ -185,8 +140,9 @@ class Facts:
         base = "." * len(node.relative) + (dotted(node.module) if node.module else "")
         for alias in () if isinstance(node.names, cst.ImportStar) else node.names:
             name = f"{base}.{dotted(alias.name)}"
-            self.imports.append(self._place(name, node))
-            self.names.bind_part(name, dotted(alias.asname.name if alias.asname else alias.name))
+            local = alias.asname.name if alias.asname else alias.name
+            self.imports.append(self._place(name, node)._replace(value=local))
+            self.names.bind_part(name, dotted(local))
             self._hide(alias)
         if isinstance(node.names, cst.ImportStar):
             self.imports.append(self._place(f"{base}.*", node))
@@ -212,7 +168,8 @@ class Facts:
 
     def _name(self, node: cst.Name) -> None:
         if id(node) not in self._skip:
-            self.reads.append(self._place(dotted(node), node))
+            place = self._place(dotted(node), node)
+            self.reads.append(place._replace(value=node) if id(node) in self._aliased else place)
 
     def _call(self, node: cst.Call) -> None:
         name = dotted(node.func)
@@ -244,8 +201,7 @@ class Facts:
             self._skip.add(id(target))
             if origin and not origin.startswith("."):
                 self.names.bind_alias(name, origin)
-                # A plain alias is followed, so reading the module here passes nothing on.
-                self._skip.update({id(value)} if isinstance(value, cst.Name) else ())
+                self._aliased.add(id(value))
 
     def _assign(self, node: cst.Assign) -> None:
         for target in node.targets:

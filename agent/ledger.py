@@ -56,7 +56,7 @@ _STATUSES = {"kept": "keep", "discarded": "discard", "crashed": "crash", "reject
 
 # Anything that would break a row or write over a terminal: C0, C1, line separators, direction overrides, surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_NUMBER = re.compile(r"~?\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*[A-Za-z%]*")
+_NUMBER = re.compile(r"[~$]?\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*[A-Za-z%]*")
 _HEX = re.compile(r"[0-9a-f]{7,40}")
 
 

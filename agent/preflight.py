@@ -2,6 +2,9 @@
 
 `agent.rules` says what is checked and why. Only what is new relative to the parent is reported, compared by rule and
 code, so nobody is blamed for what stood there before. Pure: nothing of the candidate is imported or run.
+
+Parsing by libcst is most of the work, so each top-level statement is parsed by itself and remembered: of a candidate
+only what differs from its parent is read again.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+import libcst as cst
+
 from agent import rules
 from agent.conduct import Breach, breaches
 from agent.errors import UsageError
-from agent.facts import Unreadable, facts_of
+from agent.facts import Facts
 from agent.rules import PROFILES, RULES
 
 __all__ = ["PROFILES", "RULES", "Finding", "check", "digest"]
@@ -28,6 +33,8 @@ _ODD = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]|\r(?!\n)"
 )
 _CODING = re.compile(r"[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")  # PEP 263; counts in the first two lines
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_REMEMBERED = 256  # top-level statements; a training script has about 60
 _QUOTED = 80  # characters of code in a message
 
 
@@ -129,18 +136,51 @@ def _without_docstring(node: ast.AST, body: list[ast.stmt]) -> list[ast.stmt]:
 def _inspect(source: str, extra: frozenset[str]) -> tuple[Breach, ...]:
     found = list(_of_text(source))
     try:
-        found += breaches(facts_of(source, _parsed(source)), extra)
-    except (_Unparsable, Unreadable) as error:
+        found += breaches(_facts(source, _parsed(source)), extra)
+    except _Unparsable as error:
         found.append(Breach("syntax", error.line, str(error)))
     distinct = {(breach.rule, breach.line): breach for breach in found}
     return tuple(distinct.values())
+
+
+def _facts(source: str, tree: ast.Module) -> Facts:
+    """The facts of a whole source; `tree` is what Python's own parser made of it. Raises _Unparsable."""
+    whole = Facts()
+    for first, text in _statements(source, tree):
+        whole.add(_facts_of_statement(text, first), first - 1)
+    return whole
+
+
+def _statements(source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """First line (from 1) and text of each top-level statement, with what stands above; those of one line together."""
+    lines = _LINE.findall(source)
+    done = 0
+    for index, statement in enumerate(tree.body, 1):
+        end = statement.end_lineno or statement.lineno
+        if index == len(tree.body) or tree.body[index].lineno > end:
+            yield done + 1, "".join(lines[done:end])
+            done = end
+
+
+def _facts_of_statement(text: str, first: int) -> Facts:
+    try:
+        return _remembered(text)
+    except cst.ParserSyntaxError as error:
+        raise _Unparsable(error.message, first - 1 + error.raw_line) from None
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _remembered(text: str) -> Facts:
+    facts = Facts()
+    facts.gather(cst.parse_module(text))
+    return facts
 
 
 def _of_text(source: str) -> Iterator[Breach]:
     """Breaches that can be seen before parsing."""
     lines, size = source.count("\n") + 1, len(source.encode("utf-8", "surrogatepass"))
     if lines > rules.MAX_LINES or size > rules.MAX_BYTES:
-        yield Breach("size", min(lines, rules.MAX_LINES), f"{lines} lines, {size} bytes")
+        yield Breach("size", min(lines, rules.MAX_LINES), f"over {rules.MAX_LINES} lines or {rules.MAX_BYTES} bytes")
     for odd in _ODD.finditer(source):
         line = source.count("\n", 0, odd.start()) + 1
         yield Breach("encoding", line, f"U+{ord(odd.group()):04X} in {_line(source, odd.start())!a}")

@@ -1,8 +1,9 @@
 """What a session achieved, recomputed from its ledger alone, anybody's ledger. Pure.
 
-Conventions, those of the field where it has any: every row is an experiment, the baseline's too, and the baseline counts as
-kept. The best is the lowest *kept* value: a lower number that was discarded did not survive its judge. Numbers are
-ranked only against the baseline's kind (same data, budget, hardware and torch version); `outside` counts the others.
+Conventions, those of the field where it has any: every row is an experiment, the baseline's too, and the baseline
+counts as kept. The best is the lowest *kept* value: a lower number that was discarded did not survive its judge.
+Numbers of crashes and rejects count for nothing. Numbers are ranked only against the baseline's kind (same data,
+budget, hardware and torch version); `outside` counts the others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Step:
-    """A kept row. row: from 0, the baseline's is 0. gain: how far it went below the best before it, in bits per byte."""
+    """A kept row. row: from 0. gain: how far it went below the best before it, in bits per byte; 0 for the baseline."""
 
     row: int
     trial: int
@@ -38,9 +39,9 @@ class Replay:
     """Counts, the best and how it came to be. None: the ledger does not say.
 
     other: rows with a status of none of the four kinds. keep_rate: of the trials judged (kept or discarded) after the
-    baseline, [0, 1]. gain_per_keep: mean of the keeps after the baseline. longest_plateau: most rows in a row without a new
-    best; plateau_from: the first of them. frontier: keeps that set a new best, the baseline first. top_hits: the largest
-    gains among these.
+    baseline, [0, 1]. gain_per_keep: mean of the keeps after the baseline. longest_plateau: most rows in a row without a
+    new best; plateau_from: the first of them. frontier: keeps that set a new best, the baseline first. top_hits: the
+    largest gains among these.
     """
 
     experiments: int
@@ -81,7 +82,7 @@ def replay(records: Sequence[Record]) -> Replay:
         crash=counts["crash"],
         reject=counts["reject"],
         other=sum(count for status, count in counts.items() if status not in tuple(Status)),
-        outside=sum(record.val_bpb is not None for record in records) - len(ranked),
+        outside=len(_numbers(records)) - len(ranked) if ranked else 0,
         baseline=first.val_bpb if first else None,
         best=last.val_bpb if last else None,
         best_commit=last.commit if last else None,
@@ -100,8 +101,15 @@ def replay(records: Sequence[Record]) -> Replay:
 
 def in_class(records: Sequence[Record]) -> list[Record]:
     """The rows with a number that may be ranked against the baseline's, which is the first kept row with a number."""
-    first = next((record for record in records if kept(record) and record.val_bpb is not None), None)
-    return [record for record in records if first and record.val_bpb is not None and comparable(record, first)]
+    numbers = _numbers(records)
+    first = next((record for record in numbers if kept(record)), None)
+    return [record for record in numbers if first and comparable(record, first)]
+
+
+def _numbers(records: Sequence[Record]) -> list[Record]:
+    """The rows whose number was measured and stands."""
+    void = (Status.CRASH, Status.REJECT)
+    return [record for record in records if record.val_bpb is not None and record.status not in void]
 
 
 def as_json(result: Replay) -> dict[str, Any]:

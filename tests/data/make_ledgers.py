@@ -54,10 +54,12 @@ def five_columns() -> str:
 
 def odd_columns() -> str:
     rng = random.Random(13)
-    header = "Exp ID\tTimestamp\tResult\tNotes\tbest so far\tScore\tpeak_vram_mb\tGPU\tgit commit\tsteps\ttotal_tokens_M\tcost\tseed"
-    lines, best = [header], 1.4021
+    header = (
+        "Exp ID,Timestamp,Result,Notes,best so far,Score,peak_vram_mb,GPU,git commit,steps,total_tokens_M,cost,seed"
+    )
+    lines, best = [header.replace(",", "\t")], 1.4021
     for number in range(1, 41):
-        idea, score = rng.choice(IDEAS), best + rng.lognormvariate(-5.3, 1.0) - 0.0035
+        idea, score = rng.choice(IDEAS) if number > 1 else "unchanged", best + rng.lognormvariate(-5.3, 1.0) - 0.0035
         status = "KEPT" if score < best or number == 1 else rng.choice(["Discarded", "discarded", "discard"])
         if number in (6, 21):
             status, idea = (

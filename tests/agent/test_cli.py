@@ -1,0 +1,148 @@
+"""The command line as a person or an outside agent meets it: real processes, exit codes, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import FAKE_TRAIN, git
+
+ROOT = Path(__file__).parent.parent.parent
+BETTER = FAKE_TRAIN.replace("LR = 0.5", "LR = 0.2")
+
+
+def overnight(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.endswith("_API_KEY")}
+    return subprocess.run(
+        [sys.executable, "-m", "agent", *args],
+        cwd=folder,
+        env=clean | {"PYTHONPATH": str(ROOT), "OVERNIGHT_CACHE": str(folder / "no-cache")} | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def tried(project: Path, text: str, *more: str) -> tuple[int, dict[str, Any]]:
+    (project.parent / "candidate").write_text(text)
+    done = overnight(project, "try", str(project.parent / "candidate"), "--tag", "t", "--json", *more)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_try_a_file_then_a_patch_then_the_same_again(project: Path) -> None:
+    code, row = tried(project, BETTER, "--budget", "10steps", "--description", "lower LR")
+    assert (code, row["status"], row["val_bpb"], row["description"]) == (0, "keep", 1.01, "lower LR")
+    patch = "--- a/train.py\n+++ b/train.py\n@@ -1,3 +1,3 @@\n import os, sys\n-LR = 0.2\n+LR = 0.15\n loss = 1.0 + (LR - 0.1) ** 2\n"
+    code, row = tried(project, patch)
+    assert (code, row["status"], row["val_bpb"]) == (0, "keep", 1.0025)
+    code, row = tried(project, BETTER)
+    assert (code, row["status"]) == (1, "reject")
+    assert "tried before: trial 1 (lower LR) ended as keep with val_bpb 1.010000" in row["reason"]
+    code, row = tried(project, patch)
+    assert (code, row["status"]) == (1, "reject")
+    assert "patch: expected a diff that applies" in row["reason"]
+    assert "(LR - 0.1)" in git(project, "show", "overnight/t:train.py")
+
+
+def test_reading_commands_agree_with_the_ledger(project: Path) -> None:
+    tried(project, BETTER, "--budget", "10steps")
+    history = json.loads(overnight(project, "history", "--json").stdout)
+    assert [row["status"] for row in history] == ["keep", "keep"]
+    status = json.loads(overnight(project, "status", "--json").stdout)
+    assert (status["experiments"], status["keep"], status["baseline"], status["best"]) == (1, 2, 1.16, 1.01)
+    shown = json.loads(overnight(project, "show", "1", "--json").stdout)
+    assert "-LR = 0.5\n+LR = 0.2\n" in shown["diff"]
+    assert shown["record"]["commit"] == shown["commit"][:7]
+    replayed = json.loads(overnight(project, "replay", "t", "--json", "--plot", str(project.parent / "p.png")).stdout)
+    assert (replayed["best"], replayed["baseline"]) == (1.01, 1.16)
+    assert (project.parent / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert "1.010000" in overnight(project, "history").stdout
+    assert "LR = 0.2" in overnight(project, "show", "1").stdout
+    assert "best" in overnight(project, "status").stdout
+
+
+def test_check(project: Path) -> None:
+    (project / "overnight.toml").unlink()
+    good, bad = project.parent / "good.py", project.parent / "bad.py"
+    good.write_text(FAKE_TRAIN)
+    bad.write_text("import socket\n" + FAKE_TRAIN)
+    assert overnight(project, "check", str(good)).returncode == 0
+    done = overnight(project, "check", str(bad), "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)[0]["rule"] == "network"
+    assert "network" in overnight(project, "check", "--rules").stdout
+
+
+def test_doctor_names_what_is_missing_and_shows_no_key(project: Path) -> None:
+    done = overnight(project, "doctor", "--json", OPENAI_API_KEY="sk-very-secret")
+    facts = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert facts["data"].startswith("missing: data: expected a prepared set")
+    assert (facts["OPENAI_API_KEY"], facts["ANTHROPIC_API_KEY"]) == ("set", "not set")
+    assert "sk-very-secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("run", "--tag", "Bad/Tag"), 2, "tag: expected"),
+        (("run", "--budget", "fast"), 2, "budget: expected e.g. 300s"),
+        (("run", "--until", "7am"), 2, "until: expected a time like 07:00"),
+        (("run", "--judge", "coin"), 2, "judge: expected one of greedy"),
+        (("run", "--proposer", "psychic"), 2, "proposer: expected auto, llm, knobs or command"),
+        (("run", "--proposer", "llm"), 2, "llm: expected --model or a key in ANTHROPIC_API_KEY or OPENAI_API_KEY"),
+        (("run", "--proposer", "llm", "--model", "claude-x"), 2, "price is known for model 'claude-x'"),
+        (("run", "--proposer", "llm", "--model", "openai:gpt-5", "--price", "1,2"), 2, "OPENAI_API_KEY is not set"),
+        (("run", "--proposer", "llm", "--model", "scripted:none.jsonl"), 2, "scripted replies at none.jsonl"),
+        (("run", "--proposer", "command"), 2, "command: expected --command"),
+        (("run", "--from", "nowhere"), 2, "no such revision 'nowhere'"),
+        (("run", "--max-usd", "-1"), 2, "max-usd: expected 0 or more"),
+        (("try", "nothing.py"), 2, "try: expected a readable text file"),
+        (("check", "nothing.py"), 2, "check: expected a file"),
+        (("history",), 1, "session: expected one under"),
+        (("show", "3", "--tag", "none"), 2, "session: expected one of"),
+        (("replay", "nothing.tsv"), 2, "replay: expected a results.tsv or a tag"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
+def test_bad_input_gets_one_line(project: Path, args: tuple[str, ...], code: int, says: str) -> None:
+    done = overnight(project, *args)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_bad_settings_file(project: Path) -> None:
+    (project / "overnight.toml").write_text("experiment = 3\n")
+    done = overnight(project, "run")
+    assert (done.returncode, "found 'experiment'" in done.stderr) == (2, True)
+    (project / "overnight.toml").write_text("= nonsense")
+    assert "expected TOML" in overnight(project, "run").stderr
+
+
+def test_outside_a_repository(tmp_path: Path) -> None:
+    done = overnight(tmp_path, "status")
+    assert (done.returncode, "git: expected a repository" in done.stderr) == (1, True)
+
+
+def test_without_data(project: Path) -> None:
+    (project / "overnight.toml").write_text('[task]\nfixed = ["train.py"]\n')
+    done = overnight(project, "run", "--tag", "t")
+    assert done.returncode == 1
+    assert "data: expected a prepared set under" in done.stderr
+
+
+def test_an_unreadable_ledger_stops_everything_and_loses_nothing(project: Path) -> None:
+    tried(project, BETTER, "--budget", "10steps")
+    ledger = project / ".overnight" / "t" / "results.tsv"
+    ledger.write_bytes(b"\x00\x01\x02 not a ledger \xff\n")
+    done = overnight(project, "history")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert ledger.read_bytes().startswith(b"\x00\x01\x02")
