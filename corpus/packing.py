@@ -1,7 +1,7 @@
 """Rows of tokens from a stream of documents: BOS-aligned, best fit, no padding, the same for the same seed.
 
 Every row begins with BOS and is filled to the last place: the longest waiting piece that still fits goes next, and
-when none fits, a piece is cut and its rest waits with a BOS of its own. Nothing is dropped: what is not drawn yet is waiting.
+when none fits, a piece is cut and its rest waits with a BOS of its own. Nothing is dropped.
 Best-fit packing: Ding et al. 2024, https://arxiv.org/abs/2404.10830
 """
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -175,7 +174,7 @@ def main() -> None:
     if spec.get("result"):
         aside = Path(spec["result"] + ".part")
         aside.write_text(json.dumps(result))
-        os.replace(aside, spec["result"])
+        aside.replace(spec["result"])
 
 
 if __name__ == "__main__":

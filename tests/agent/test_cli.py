@@ -38,7 +38,8 @@ def tried(project: Path, text: str, *more: str) -> tuple[int, dict[str, Any]]:
 def test_try_a_file_then_a_patch_then_the_same_again(project: Path) -> None:
     code, row = tried(project, BETTER, "--budget", "10steps", "--description", "lower LR")
     assert (code, row["status"], row["val_bpb"], row["description"]) == (0, "keep", 1.01, "lower LR")
-    patch = "--- a/train.py\n+++ b/train.py\n@@ -1,3 +1,3 @@\n import os, sys\n-LR = 0.2\n+LR = 0.15\n loss = 1.0 + (LR - 0.1) ** 2\n"
+    hunk = "@@ -1,3 +1,3 @@\n import os, sys\n-LR = 0.2\n+LR = 0.15\n loss = 1.0 + (LR - 0.1) ** 2\n"
+    patch = "--- a/train.py\n+++ b/train.py\n" + hunk
     code, row = tried(project, patch)
     assert (code, row["status"], row["val_bpb"]) == (0, "keep", 1.0025)
     code, row = tried(project, BETTER)
