@@ -106,7 +106,9 @@ def render(value: Value) -> str:
 
 
 def rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+    """To four significant digits, where that does not round it to infinity."""
+    short = float(f"{value:.4g}")
+    return short if math.isfinite(short) else value
 
 
 def widened(bounds: Range, value: Value) -> Range:

@@ -88,7 +88,7 @@ def test_without_a_subreaper_the_process_group_is_ended(
     """
     execution = runs(code, word)
     assert execution.ok
-    assert execution.log_path.read_text() == "away\naway\n"
+    assert execution.log_path.read_text().count("away") == 2  # written by two at once, in any order
     assert alive(word) == []
 
 

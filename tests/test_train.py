@@ -1,0 +1,296 @@
+"""train.py as a harness and an editor see it: shapes, causality, groups, learning, determinism, endings."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+import train
+
+ROOT = Path(train.__file__).parent
+VOCAB, LENGTH = 61, 32
+
+
+def tiny(**changes: Any) -> train.GPTConfig:
+    config = dataclasses.replace(
+        train.configure(VOCAB, LENGTH),
+        depth=2,
+        width=32,
+        heads=2,
+        mlp_width=64,
+        windows=(8, LENGTH),
+        ngram_rows=64,
+        dtype="float32",
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def awake(config: train.GPTConfig | None = None, seed: int = 0) -> train.GPT:
+    """A model none of whose parameters is zero, so that every path reaches the logits."""
+    torch.manual_seed(seed)
+    model = train.build_model(config or tiny())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+def tokens(rows: int = 3, length: int = LENGTH, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def learn(model: train.GPT, steps: int, seed: int = 0) -> list[float]:
+    """Losses of a few steps on one batch, with the file's own optimizers."""
+    optimizers = train.make_optimizers(train.param_groups(model))
+    batch, losses = tokens(8, LENGTH + 1, seed), []
+    for step in range(steps):
+        loss = model(batch[:, :-1], batch[:, 1:])
+        loss.backward()
+        train.set_schedules(optimizers, step / steps)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+# ── model ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("length", [1, 5, LENGTH])
+def test_logits_have_one_row_per_position(length: int) -> None:
+    logits = awake()(tokens(2, length))
+    assert logits.shape == (2, length, VOCAB)
+    assert logits.isfinite().all()
+    assert logits.abs().max() <= train.SOFTCAP
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ngram_rows", [0, 64])
+def test_a_later_token_changes_no_earlier_logits(dtype: str, ngram_rows: int) -> None:
+    model, idx = awake(tiny(dtype=dtype, ngram_rows=ngram_rows)), tokens()
+    before = model(idx)
+    for at in (1, 7, LENGTH - 1):
+        changed = idx.clone()
+        changed[:, at] = (changed[:, at] + 1) % VOCAB
+        after = model(changed)
+        assert torch.equal(before[:, :at], after[:, :at])
+        assert not torch.allclose(before[:, at], after[:, at])
+
+
+def test_rows_do_not_mix() -> None:
+    model, idx = awake(), tokens()
+    changed = idx.clone()
+    changed[1] = tokens(1, seed=9)[0]
+    before, after = model(idx), model(changed)
+    assert torch.equal(before[[0, 2]], after[[0, 2]])
+    assert not torch.allclose(before[1], after[1])
+    assert torch.allclose(model(idx[:1]), before[:1], atol=1e-5)
+
+
+def test_a_window_hides_what_lies_before_it() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 16, 8).unbind(0)
+    moved = v.clone()
+    moved[:, :, 3] += 1.0
+    changed = (train.attend(q, k, v, 4) != train.attend(q, k, moved, 4)).any(-1).flatten().nonzero().flatten()
+    assert changed.tolist() == [3, 4, 5, 6]
+
+
+def test_a_window_of_the_whole_row_is_plain_causal_attention() -> None:
+    q, k, v = torch.randn(3, 2, 2, 16, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    distance = torch.arange(16)[:, None] - torch.arange(16)
+    scores = (q @ k.mT / 8**0.5).masked_fill(distance < 0, -torch.inf).softmax(-1) @ v
+    torch.testing.assert_close(train.attend(q, k, v, 16), scores)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_logits() -> None:
+    model, batch = awake(), tokens(2, LENGTH + 1)
+    logits = model(batch[:, :-1])
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    torch.testing.assert_close(model(batch[:, :-1], batch[:, 1:]), expected)
+
+
+def test_config_and_weights_survive_json_and_safetensors() -> None:
+    model, idx = awake(), tokens()
+    config = train.GPTConfig(**json.loads(json.dumps(dataclasses.asdict(model.config))))
+    twin = train.build_model(config)
+    twin.load_state_dict(load(save({name: t.contiguous() for name, t in model.state_dict().items()})), strict=True)
+    assert torch.equal(twin.eval()(idx), model(idx))
+
+
+def test_the_constants_make_a_config_of_whole_heads() -> None:
+    config = train.configure(1024, 256)
+    assert config.depth == train.DEPTH == len(config.windows)
+    assert config.width % config.heads == 0
+    assert config.windows[-1] == 256
+
+
+# ── optimizers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_parameter_is_in_exactly_one_group() -> None:
+    model = train.build_model(tiny())
+    groups = train.param_groups(model)
+    assert sum(p.numel() for group in groups for p in group["params"]) == sum(p.numel() for p in model.parameters())
+    assert {group["optimizer"] for group in groups} <= set(train.OPTIMIZERS)
+    with pytest.raises(AssertionError, match="exactly one group"):
+        train.assert_partition(model, groups[1:])
+    with pytest.raises(AssertionError, match="exactly one group"):
+        train.assert_partition(model, [*groups, groups[0]])
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 24), (1, 16, 64), (3, 64, 16)])
+def test_orthogonalise_is_close_to_the_polar_factor(shape: tuple[int, int, int]) -> None:
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, vt = torch.linalg.svd(g, full_matrices=False)
+    found = train.orthogonalise(g)
+    size = (u @ vt).norm(dim=(-2, -1))
+    assert ((found - u @ vt).norm(dim=(-2, -1)) / size).max() < 0.1
+    assert (torch.linalg.svdvals(found) - 1).abs().median() < 0.05
+
+
+def test_variance_normalisation_keeps_the_norm_and_levels_the_rows() -> None:
+    update = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 13)[:, None]
+    second = torch.zeros(2, 12, 1)
+    found = train.normalise_variance(update, second, beta2=0.95)
+    torch.testing.assert_close(found.norm(dim=(-2, -1)), update.norm(dim=(-2, -1)))
+    rows = found.norm(dim=-1)
+    assert (rows.max() / rows.min()) < 1.01
+    torch.testing.assert_close(second, 0.05 * update.square().mean(-1, keepdim=True))
+
+
+def test_decay_is_cautious() -> None:
+    weight = torch.tensor([[[1.0, 1.0, -2.0]]])
+    update = torch.tensor([[[0.5, -0.5, -1.0]]])
+    torch.testing.assert_close(train.decay_cautiously(weight, update, 0.1), torch.tensor([[[0.6, -0.5, -1.2]]]))
+
+
+@pytest.mark.parametrize("name", sorted(train.OPTIMIZERS))
+def test_each_optimizer_lowers_a_quadratic(name: str) -> None:
+    torch.manual_seed(0)
+    target, p = torch.randn(8, 8), torch.nn.Parameter(torch.zeros(8, 8))
+    settings = {"momentum": 0.9, "beta2": 0.95} if name == "muon" else {"betas": (0.9, 0.95)}
+    optimizer = train.OPTIMIZERS[name]([{"params": [p], "lr": 0.05, "weight_decay": 0.0, **settings}])
+    losses = []
+    for _ in range(40):
+        loss = (p - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_loss_falls() -> None:
+    torch.manual_seed(0)
+    losses = learn(train.build_model(tiny()), steps=20)
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_same_seed_gives_the_same_losses() -> None:
+    def losses(seed: int) -> list[float]:
+        torch.manual_seed(seed)
+        return learn(train.build_model(tiny()), steps=4)
+
+    assert losses(1) == losses(1)
+    assert losses(1)[1:] != losses(2)[1:]
+
+
+def test_schedules() -> None:
+    shares = [i / 100 for i in range(101)]
+    scales = [train.lr_scale(share) for share in shares]
+    assert max(scales) == 1.0
+    assert scales[-1] == pytest.approx(train.FINAL_LR_FRAC)
+    assert all(later <= earlier for earlier, later in zip(scales[-20:], scales[-19:], strict=False))
+    assert [train.muon_momentum(share) for share in (0.0, 1.0)] == list(train.MUON_MOMENTUM)
+    assert train.weight_decay(0.0) == train.WEIGHT_DECAY
+    assert train.weight_decay(1.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"), [(float("nan"), "FAIL: loss is nan"), (float("inf"), "FAIL: loss is nan"), (99.0, "exploded")]
+)
+def test_a_lost_training_stops_at_once(loss: float, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        train.fail_fast(loss, VOCAB)
+    train.fail_fast(4.0, VOCAB)
+
+
+# ── the file ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_live_constant_is_a_literal_with_a_range_and_both_blocks_have_the_same_names() -> None:
+    source = (ROOT / "train.py").read_text()
+    tree = ast.parse(source)
+    small = next(n for n in tree.body if isinstance(n, ast.If) and "cuda" in ast.unparse(n.test)).body
+    names = [n.targets[0].id for n in small if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)]
+    large = {
+        n.targets[0].id: n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
+    }
+    assert len(names) == len(small)
+    assert set(names) <= set(large)
+    for node in [*small, *(large[name] for name in names)]:
+        ast.literal_eval(node.value)
+        assert isinstance(node.value, ast.Tuple) or "# range: " in source.splitlines()[node.lineno - 1]
+
+
+def test_importing_has_no_effect(tmp_path: Path) -> None:
+    code = "import train, os; print(sorted(os.listdir('.')))"
+    found = python(["-c", code], tmp_path, OVERNIGHT_CACHE=str(tmp_path / "none"))
+    assert (found.returncode, found.stdout, found.stderr) == (0, "[]\n", "")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared data set: some of this repository's own text."""
+    folder = tmp_path_factory.mktemp("data")
+    for i, path in enumerate(sorted(ROOT.glob("**/*.py"))[:60]):
+        (folder / f"{i}.txt").write_text(path.read_text())
+    cache = tmp_path_factory.mktemp("cache")
+    options = ["--dataset", str(folder), "--vocab-size", "512", "--seq-len", "64", "--eval-tokens", "4096", "--small"]
+    made = python([str(ROOT / "prepare.py"), *options], cache, OVERNIGHT_CACHE=str(cache))
+    assert made.returncode == 0, made.stderr
+    return cache
+
+
+def python(arguments: list[str], folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_by_hand_it_trains_and_prints_the_summary(cache: Path, tmp_path: Path) -> None:
+    run = python([str(ROOT / "train.py")], tmp_path, OVERNIGHT_CACHE=str(cache), OVERNIGHT_BUDGET="12steps")
+    assert run.returncode == 0, run.stderr
+    summary = dict(line.split(":") for line in run.stdout.rpartition("---\n")[2].splitlines())
+    assert 0.0 < float(summary["val_bpb"]) < 8.0
+    assert float(summary["total_tokens_M"]) > 0.0
+    assert int(summary["depth"]) == train.DEPTH
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_one_line(cache: Path, tmp_path: Path) -> None:
+    code = "import train; train.MATRIX_LR = float('nan'); train.LOG_EVERY = 1; train.main()"
+    run = python(["-c", code], tmp_path, OVERNIGHT_CACHE=str(cache), OVERNIGHT_BUDGET="20steps")
+    assert run.returncode == 1
+    assert run.stderr.strip() == "FAIL: loss is nan"
+    assert "val_bpb" not in run.stdout
