@@ -44,8 +44,9 @@ SMALL_EVAL_TOKENS = 1 << 17
 SMALL_VOCAB_SIZE = 1024
 SMALL_BUDGET = "2e13flop"
 
+METERED_STEPS = 2  # whole optimizer steps, whatever they accumulate, whose FLOPs are counted
+
 CHECKPOINT, CONFIG, CURVE = "model.safetensors", "config.json", "curve.jsonl"
-SCORE_ROWS_TOKENS = 1 << 15  # tokens of one scoring batch
 
 
 def _settings() -> dict[str, Any]:
@@ -86,7 +87,7 @@ class Feed:
 
     def __init__(self, link: Connection, device: Any) -> None:
         self._link, self._device = link, device
-        self._counter: Any = None
+        self._meter: Meter | None = None
         self._events: list[Any] = []
         self._facts: dict[str, Any] = {"progress": 0.0, "tokens": 0, "seconds": 0.0}
         hello, _ = self._ask("hello")
@@ -95,6 +96,8 @@ class Feed:
 
     @property
     def progress(self) -> float:
+        if TRIAL.get("smoke") and self._meter is not None:  # the second of its steps sees the schedules half way
+            return self._meter.steps / METERED_STEPS
         return float(self._facts["progress"])
 
     @property
@@ -113,7 +116,8 @@ class Feed:
     def next(self, B: int, T: int) -> Batch | None:
         """The next batch, or None, for ever, when the budget is used up. B and T may change from call to call."""
         self._bound_steps_in_flight()
-        self._measure()
+        if self._measured():
+            return None
         facts, tokens = self._ask("next", B=B, T=T)
         self._facts = facts
         if tokens is None:
@@ -153,23 +157,47 @@ class Feed:
         if len(self._events) > 2:
             self._events.pop(0).synchronize()
 
-    def _measure(self) -> None:
-        """Count the FLOPs of the first steps where the budget needs them and nobody has measured them before."""
-        if not self._count_flop:
-            return
-        if self._counter is None:
-            self._counter = flop_counter()
-            self._counter.__enter__()
-        elif not TRIAL.get("smoke"):  # by hand one whole step is enough; a smoke run counts until its end
+    def _measured(self) -> bool:
+        """Count the FLOPs of the first whole steps where nobody has yet; whether a smoke run is over with that."""
+        if self._count_flop and self._meter is None:
+            self._meter = Meter()
+        elif self._count_flop and self._meter.at_draw() >= METERED_STEPS:
             self._stop_counting()
+        return bool(TRIAL.get("smoke")) and not self._count_flop
 
     def _stop_counting(self) -> None:
-        if self._counter is None:
+        if self._meter is None or not self._count_flop:
             return
-        counter, self._counter, self._count_flop = self._counter, None, False
-        counter.__exit__(None, None, None)
-        facts, _ = self._ask("measured", flop_per_token=counter.get_total_flops() / max(1, self.tokens))
+        self._count_flop = False
+        facts, _ = self._ask("measured", flop_per_token=self._meter.close() / max(1, self.tokens))
         self._facts = facts
+
+
+class Meter:
+    """FLOPs of everything since it was made, and how many optimizer steps were finished when a batch was drawn.
+
+    Several optimizers that step between two draws are one step; draws without one between them accumulate gradients.
+    """
+
+    def __init__(self) -> None:
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        self.steps, self._stepped = 0, False
+        self._hook = register_optimizer_step_post_hook(self._step)
+        self._counter = flop_counter()
+        self._counter.__enter__()
+
+    def _step(self, *_: Any) -> None:
+        self._stepped = True
+
+    def at_draw(self) -> int:
+        self.steps, self._stepped = self.steps + self._stepped, False
+        return self.steps
+
+    def close(self) -> int:
+        self._counter.__exit__(None, None, None)
+        self._hook.remove()
+        return int(self._counter.get_total_flops())
 
 
 def flop_counter() -> Any:
@@ -228,7 +256,7 @@ def _serve(role: str, spec: dict[str, Any]) -> Connection:
     spec |= {"data": str(_data()), "fd": theirs.fileno()}
     with theirs:
         subprocess.Popen(
-            [sys.executable, "-m", "corpus.serve", role, json.dumps(spec)],
+            [sys.executable, "-P", "-m", "corpus.serve", role, json.dumps(spec)],
             pass_fds=[theirs.fileno()],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
         )
@@ -264,7 +292,7 @@ def finish(model: Any, config: Any) -> None:
     from sandbox.metrics import Metrics, format_summary
 
     facts = open_feed().seal()
-    link = _serve("referee", {"rows": score_rows(open_feed().max_seq_len), "tell": True})
+    link = _serve("referee", {"tell": True})
     result = evaluate_bpb(model, link, device())
     run = {"training_seconds": facts["seconds"], "total_tokens_M": facts["tokens"] / 1e6, "num_steps": facts["steps"]}
     total = time.monotonic() - BORN
@@ -291,7 +319,8 @@ def model_facts(model: Any, config: Any) -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated() / 2**20
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    depth = next((getattr(config, name) for name in ("depth", "n_layer") if hasattr(config, name)), 0)
+    named = (getattr(config, name, None) for name in ("depth", "n_layer", "num_layers"))
+    depth = next((value for value in named if isinstance(value, int) and value > 0), 1)
     return {
         "num_params_M": sum(p.numel() for p in model.parameters()) / 1e6,
         "mfu_percent": float(_last_log.get("mfu", 0.0)),
@@ -301,10 +330,6 @@ def model_facts(model: Any, config: Any) -> dict[str, Any]:
 
 
 # ── evaluation ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def score_rows(max_seq_len: int) -> int:
-    return max(1, SCORE_ROWS_TOKENS // max_seq_len)
 
 
 def evaluate_bpb(model: Any, link: Connection, where: Any) -> dict[str, Any]:

@@ -153,16 +153,58 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x, value: (B, T, C) -> (B, T, C)."""
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, C // self.heads).unbind(2)
+        qk, v = self.qkv(x).view(B, T, 3 * self.heads, C // self.heads).split((2 * self.heads, self.heads), dim=2)
         gate = 2 * torch.sigmoid(self.gate(x[..., :GATE_INPUTS]))
         v = v + gate[..., None] * value.view_as(v)
-        q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
+        q, k = norm(rotate(qk, cos, sin)).chunk(2, dim=2)
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.window)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
+class ReluSquared(torch.autograd.Function):
+    """relu(x)², https://arxiv.org/abs/2109.08668, with one pass over memory in place of four on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (positive * grad).mul_(2)
+
+
+class CappedLoss(torch.autograd.Function):
+    """Mean cross entropy of softly capped logits; the gradient is made on the way forward, in chunks that fit a cache.
+
+    raw: (N, V), uncapped; targets: (N,) int64 -> () float32. cap·tanh(raw / cap): https://arxiv.org/abs/2408.00118
+    """
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, targets: Tensor, cap: float) -> Tensor:
+        grads, nats = torch.empty_like(raw), raw.new_zeros((), dtype=torch.float32)
+        for logits, target, grad in zip(raw.split(LOSS_ROWS), targets.split(LOSS_ROWS), grads.split(LOSS_ROWS)):
+            tanh = (logits.float() / cap).tanh_()
+            log_p = F.log_softmax(tanh * cap, dim=-1)
+            picked = target[:, None]
+            nats -= log_p.gather(1, picked).sum()
+            p = log_p.exp_().scatter_add_(1, picked, torch.full_like(picked, -1, dtype=torch.float32))
+            grad.copy_(p.mul_(tanh.square_().neg_().add_(1)))
+        ctx.save_for_backward(grads.div_(len(raw)))
+        return nats / len(raw)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (grads,) = ctx.saved_tensors
+        return grads * grad.to(grads.dtype), None, None
+
+
+LOSS_ROWS = 256  # rows of a chunk: 1 MB of float32 logits at a vocabulary of 1024
+
+
 class MLP(nn.Module):
-    """ReLU². https://arxiv.org/abs/2109.08668"""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -170,7 +212,7 @@ class MLP(nn.Module):
         self.down = Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(x)).square())
+        return self.down(ReluSquared.apply(self.up(x)))
 
 
 GATE_INPUTS = 32  # channels a value gate looks at
@@ -229,11 +271,10 @@ class GPT(nn.Module):
             x = residual[i] * x + inputs[i] * start
             x = x + attention(norm(x), values(idx).to(x.dtype), cos, sin)
             x = x + mlp(norm(x))
-        cap = self.config.softcap
-        logits = cap * torch.tanh(self.head(norm(x)).float() / cap)  # https://arxiv.org/abs/2408.00118, section 2
+        raw, cap = self.head(norm(x)), self.config.softcap
         if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            return cap * torch.tanh(raw.float() / cap)
+        return CappedLoss.apply(raw.flatten(0, 1), targets.flatten(), cap)
 
 
 def build_model(config: GPTConfig) -> GPT:
@@ -454,7 +495,7 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if step % LOG_EVERY == 0:
-            nats = float(loss) * micro_steps
+            nats = loss.item() * micro_steps
             fail_fast(nats, config.vocab_size)
             prepare.log(step=step, loss=nats, seconds_per_step=time.monotonic() - began)
         if step == 0:

@@ -64,7 +64,6 @@ def run(
     price: Annotated[str | None, typer.Option(help="IN,OUT[,CACHED] in USD per million tokens.")] = None,
     command: Annotated[str | None, typer.Option(help="Program of the command proposer, e.g. 'claude -p'.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Of the knobs proposer: tpe, cmaes, random.")] = None,
-    judge: Annotated[str | None, typer.Option(help="greedy: any gain is kept.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every first run (42).")] = None,
     from_rev: Annotated[str | None, typer.Option("--from", help="Revision a new session starts from (HEAD).")] = None,
     data: Annotated[str | None, typer.Option(help="Folder of prepared data (the one prepared last).")] = None,
@@ -80,7 +79,6 @@ def run(
     with session.folder.lock(), LocalPool[Run](SLOTS) as pool:
         proposers = make_proposers(session, settings, repo)
         loop = Loop(build_parts(session, settings, repo, pool, typer.echo, proposers))
-        typer.echo(loop.expectation())
         with _interruptible(loop, pool):
             reason = loop.run()
     best = incumbent(loop.records)

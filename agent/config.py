@@ -16,8 +16,11 @@ from corpus.budget import Budget
 FILE = "overnight.toml"
 TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,40}")
 PROFILES = ("train", "claimed")
+METRICS = ("val_bpb",)  # what the summary block and the referee know
 DIRECTIONS = ("min", "max")
-JUDGES = ("greedy",)
+KINDS: dict[str, Any] = {"experiments": int, "seed": int, "max_usd": int | float} | dict.fromkeys(
+    ("targets", "fixed", "command"), list | tuple | str
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Task:
     profile: str = "train"
 
     def __post_init__(self) -> None:
+        _one_of("task.metric", self.metric, METRICS)
         _one_of("task.profile", self.profile, PROFILES)
         _one_of("task.direction", self.direction, DIRECTIONS)
         if not self.targets or not self.command:
@@ -63,7 +67,6 @@ class Settings:
     price: str | None = None
     command: str | None = None
     sampler: str = "tpe"
-    judge: str = "greedy"
     seed: int = 42
     task: Task = field(default_factory=Task)
 
@@ -72,7 +75,6 @@ class Settings:
             raise UsageError(f"tag: expected {TAG.pattern} without '..' or a final '.lock', found {self.tag!r}")
         if self.budget is not None:
             check_budget(self.budget)
-        _one_of("judge", self.judge, JUDGES)
         if self.experiments is not None and self.experiments < 0:
             raise UsageError(f"experiments: expected 0 or more, found {self.experiments}")
         if self.max_usd is not None and self.max_usd < 0:
@@ -128,9 +130,12 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _known(values: Mapping[str, Any], kind: type[Task] | type[Settings], where: str) -> dict[str, Any]:
     names = {item.name for item in fields(kind)}
-    for key in values:
+    for key, value in values.items():
         if key.replace("-", "_") not in names:
             raise UsageError(f"{where}: expected settings among {', '.join(sorted(names))}, found {key!r}")
+        expected = KINDS.get(key.replace("-", "_"), str)
+        if isinstance(value, bool) or not isinstance(value, expected):
+            raise UsageError(f"{where}: expected {key} to be {expected}, found {value!r}")
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 

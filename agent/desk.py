@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from agent.trial import Smoke
 from agent.values import Candidate, History, Proposal, Proposer
 
 REPAIRS = 2  # after the first attempt; each is charged
-BACK_OFF = (60.0, 120.0, 300.0, 900.0)  # seconds, while every proposer is overloaded
+BACK_OFF = (60.0, 120.0, 300.0, 900.0)  # seconds that an overloaded proposer rests, longer each time in a row
 
 
 @dataclass(frozen=True)
@@ -40,45 +41,50 @@ class Ready:
     smoke: Smoke | None
 
 
-Check = Callable[[Proposal], tuple[Candidate, Smoke | None]]  # raises ProposalError
+@dataclass(frozen=True)
+class Gate:
+    """What the desk asks of the session. check: raises ProposalError. affords: may one more request be made after so
+    many dollars. paid: told after every exchange."""
+
+    check: Callable[[Proposal], tuple[Candidate, Smoke | None]]
+    affords: Callable[[float], bool]
+    paid: Callable[[Draft], None]
 
 
 class Desk:
+    """refusal: why the last proposer was refused, once none is left."""
+
     def __init__(
         self, proposers: Sequence[Proposer], say: Callable[[str], None], sleep: Callable[[float], None]
     ) -> None:
         self.proposers = list(proposers)
         self.say, self.sleep = say, sleep
-        self.waits = 0
+        self.refusal: ProviderError | None = None
+        self._rests: dict[str, float] = {}  # until when, by the monotonic clock
+        self._strikes: dict[str, int] = {}
 
     def named(self, name: str) -> Proposer | None:
         return next((one for one in self.proposers if one.name == name), None)
 
     def get(
-        self,
-        history: History,
-        in_flight: Sequence[Proposal],
-        check: Check,
-        affords: Callable[[float], bool],
-        crashed: Draft | None = None,
+        self, history: History, in_flight: Sequence[Proposal], gate: Gate, crashed: Draft | None = None
     ) -> Ready | Draft | None:
         """A candidate that may be trained, a draft that was given up, or None when nobody answered.
 
-        crashed: a draft whose training crashed and whose proposer may mend it first. affords: whether one more request
-        may be made after so many dollars. Raise ProviderRefused when no proposer is left.
+        crashed: a draft whose training crashed and whose proposer may mend it first.
         """
-        draft = crashed or Draft(self.proposers[0])
+        draft = crashed or Draft(self._choose())
         for _ in range(1 + REPAIRS):
             try:
-                exchanged = self._exchange(draft, history, in_flight)
-                if exchanged is None and draft is crashed:
-                    return None
-                if exchanged is None or exchanged.proposal is None:
-                    break
-                draft = exchanged
-                return Ready(draft, *check(exchanged.proposal))
+                answer = self._exchange(draft, history, in_flight)
+                if answer is None:
+                    return None if draft is crashed else draft
+                draft = draft.answered(answer)
+                gate.paid(draft)
+                return Ready(draft, *gate.check(answer))
             except ProposalError as error:
                 draft = draft.failed(error)
+                gate.paid(draft)
                 self.say(f"      {draft.proposer.name}: {str(error).splitlines()[0][:160]}")
             except ProviderError as error:
                 draft = replace(
@@ -86,30 +92,40 @@ class Desk:
                 )
                 self._without(draft.proposer, error)
                 return draft if draft.cost else None
-            if not affords(draft.cost):
+            if not gate.affords(draft.cost):
                 break
         return draft
 
-    def _exchange(self, draft: Draft, history: History, in_flight: Sequence[Proposal]) -> Draft | None:
+    def _exchange(self, draft: Draft, history: History, in_flight: Sequence[Proposal]) -> Proposal | None:
         """One question and its answer; None from a proposer that does not repair."""
         if draft.proposal is None:
             answer: Proposal | None = draft.proposer.ask(history, in_flight)
         else:
             answer = draft.proposer.repair(draft.proposal, draft.problem)
-        self.waits = 0
-        return None if answer is None else draft.answered(answer)
+        self._strikes.pop(draft.proposer.name, None)
+        return answer
+
+    def _choose(self) -> Proposer:
+        """The first one that is not resting; when all are, the one that rests shortest, after its rest."""
+        first = min(self.proposers, key=lambda one: max(0.0, self._rest(one)))
+        if self._rest(first) > 0:
+            self.sleep(self._rest(first))
+        return first
+
+    def _rest(self, proposer: Proposer) -> float:
+        """Seconds left."""
+        return self._rests.get(proposer.name, 0.0) - time.monotonic()
 
     def _without(self, proposer: Proposer, error: ProviderError) -> None:
-        """Refused: that proposer is paused. Overloaded: another one is asked first, and alone it is waited for."""
+        """Overloaded: it rests. Refused: it is paused for good."""
         self.say(str(error))
-        others = [one for one in self.proposers if one is not proposer]
-        if isinstance(error, ProviderOverloaded) and others:
-            self.proposers = [*others, proposer]
-        elif isinstance(error, ProviderOverloaded):
-            self.sleep(BACK_OFF[min(self.waits, len(BACK_OFF) - 1)])
-            self.waits += 1
-        elif others:
-            self.proposers = others
-            self.say(f"{proposer.name} is paused; going on with {others[0].name}")
+        name = proposer.name
+        if isinstance(error, ProviderOverloaded):
+            strikes = self._strikes[name] = self._strikes.get(name, 0) + 1
+            self._rests[name] = time.monotonic() + BACK_OFF[min(strikes, len(BACK_OFF)) - 1]
+            return
+        self.proposers = [one for one in self.proposers if one is not proposer]
+        if not self.proposers:
+            self.refusal = error
         else:
-            raise error
+            self.say(f"{name} is paused; going on with {self.proposers[0].name}")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from agent.errors import StateError
 from sandbox.process import Execution
 
 LAST_WORDS_SECONDS = 30.0  # for the trusted side to write its result after the child has hung up
@@ -40,10 +41,16 @@ def converse(
 @contextmanager
 def _server(role: str, spec: Mapping[str, Any], link: socket.socket, log: Path) -> Iterator[None]:
     """It ends by itself when the other side hangs up; it is not left behind if it does not, or if we fail."""
-    command = [sys.executable, "-m", "corpus.serve", role, json.dumps(spec)]
+    # -P: a folder `corpus` where the user stands is not ours.
+    command = [sys.executable, "-P", "-m", "corpus.serve", role, json.dumps(spec)]
     with log.open("wb") as messages:
         server = subprocess.Popen(
-            command, pass_fds=[link.fileno()], stdin=subprocess.DEVNULL, stdout=messages, stderr=messages
+            command,
+            pass_fds=[link.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=messages,
+            stderr=messages,
+            start_new_session=True,  # Ctrl-C in a terminal is for us, not for it
         )
     try:
         yield
@@ -53,3 +60,6 @@ def _server(role: str, spec: Mapping[str, Any], link: socket.socket, log: Path) 
     finally:
         server.kill()
         server.wait()
+    if server.returncode:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise StateError(f"{role}: expected the process that owns the data to end well, found: {last[0]}; see {log}")

@@ -25,8 +25,14 @@ CHECKPOINT = "model.safetensors"
 
 def sessions(root: Path) -> list[str]:
     """Tags of the sessions of this repository, the one used last first."""
-    found = (root / ".overnight").glob("*/session.json")
-    return [path.parent.name for path in sorted(found, key=lambda path: path.parent.stat().st_mtime, reverse=True)]
+    found = [path.parent for path in (root / ".overnight").glob("*/session.json")]
+    return [path.name for path in sorted(found, key=_last_used, reverse=True)]
+
+
+def _last_used(session: Path) -> float:
+    """Seconds since the epoch. Every run writes the lock."""
+    lock = session / "lock"
+    return (lock if lock.exists() else session).stat().st_mtime
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,14 @@ class TrialFolder:
 
     def runs(self) -> list[Path]:
         folder = self.path / "runs"
-        return sorted(folder.iterdir(), key=lambda path: int(path.name)) if folder.is_dir() else []
+        return (
+            sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+            if folder.is_dir()
+            else []
+        )
 
     def write_candidate(self, candidate: Candidate, commit: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write_proposal(candidate.proposal)
         for path, text in candidate.sources.items():
             name = "candidate.py" if path == "train.py" else "candidate-" + path.replace("/", "-")
             write_aside(self.path / name, text)
@@ -50,12 +59,18 @@ class TrialFolder:
         facts = {"commit": commit, "parent": candidate.parent, "digest": candidate.digest}
         write_aside(self.path / "candidate.json", json.dumps(facts | {"sources": dict(candidate.sources)}))
 
-    def write_proposal(self, proposal: Proposal) -> None:
+    def write_proposal(self, proposal: Proposal, cost_usd: float) -> None:
+        """After every exchange, so that nothing that was paid for is lost. cost_usd: of all exchanges so far."""
         self.path.mkdir(parents=True, exist_ok=True)
+        write_aside(self.path / "spent.json", json.dumps({"cost_usd": cost_usd}))
         write_aside(self.path / "proposal.json", json.dumps(asdict(proposal), indent=1))
         for name, text in (("prompt.txt", proposal.prompt), ("reply.txt", proposal.reply)):
             if text:
                 write_aside(self.path / name, text)
+
+    def cost_usd(self) -> float:
+        """Dollars of all exchanges about this trial."""
+        return float((_read_json(self.path / "spent.json") or {}).get("cost_usd", 0.0))
 
     def proposal(self) -> Proposal | None:
         facts = _read_json(self.path / "proposal.json")
@@ -99,7 +114,7 @@ class SessionFolder:
 
     def trials(self) -> list[tuple[int, TrialFolder]]:
         folder = self.path / "trials"
-        numbers = sorted(int(path.name) for path in folder.iterdir()) if folder.is_dir() else []
+        numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
         return [(number, self.trial(number)) for number in numbers]
 
     def proposer(self, name: str) -> Path:

@@ -5,38 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent.proposers.llm import LLM
+from agent.recording import Origin
 from agent.stops import Stop
-from agent.trial import Pace
+from agent.trial import Bench
 from agent.values import History, Proposer
 from corpus.budget import Budget
 
-
-def forecast(budget: str, pace: Pace, stop: Stop, proposers: Sequence[Proposer], history: History) -> str:
-    """One line for a person. pace: the baseline's times, where it has run."""
-    return f"expected: {_trials(stop)}, {_hours(_seconds(budget, pace), stop)}, {_dollars(stop, proposers, history)}"
+EFFICIENCY = 0.3  # of the machine's matmul rate, reached in training; a guess until the baseline has run
+OVERHEAD_SECONDS = 20.0  # start-up, smoke run and scoring; likewise
 
 
-def _trials(stop: Stop) -> str:
-    return "trials until something stops it" if stop.experiments is None else f"{stop.experiments} trials"
+def forecast(
+    origin: Origin, bench: Bench, stop: Stop, done: int, proposers: Sequence[Proposer], history: History
+) -> str:
+    """One line for a person. done: experiments that the session already has."""
+    left = None if stop.experiments is None else max(0, stop.experiments - done)
+    trials = "trials until something stops it" if left is None else f"{left} trials"
+    return f"expected: {trials}, {_hours(origin, bench, stop, left)}, {_dollars(stop, left, proposers, history)}"
 
 
-def _seconds(budget: str, pace: Pace) -> float | None:
-    """Of one trial: as the baseline took; before it has run, the budget where that is in seconds."""
-    if pace.train is not None:
-        return pace.train + (pace.score or 0.0) + (pace.smoke or 0.0)
-    parsed = Budget.parse(budget)
-    return parsed.amount if parsed.unit == "s" else None
-
-
-def _hours(seconds: float | None, stop: Stop) -> str:
+def _hours(origin: Origin, bench: Bench, stop: Stop, left: int | None) -> str:
+    seconds = _seconds(Budget.parse(origin.budget), bench)
+    until = "" if stop.until is None else f", until {stop.until:%H:%M} at the latest"
     if seconds is None:
-        return "hours known after the baseline"
-    if stop.experiments is None:
-        return f"about {3600 / seconds:.0f} an hour"
-    return f"about {stop.experiments * seconds / 3600:.1f} hours"
+        return f"hours known after the baseline{until}"
+    return (
+        f"about {3600 / seconds:.0f} an hour" if left is None else f"about {left * seconds / 3600:.1f} hours"
+    ) + until
 
 
-def _dollars(stop: Stop, proposers: Sequence[Proposer], history: History) -> str:
+def _seconds(budget: Budget, bench: Bench) -> float | None:
+    """Of one trial: as the baseline took; before it has run, what the budget says or the machine's speed suggests."""
+    if bench.pace.train is not None:
+        return bench.pace.train + (bench.pace.score or 0.0) + (bench.pace.smoke or 0.0)
+    if budget.unit == "s":
+        return budget.amount + OVERHEAD_SECONDS
+    if budget.unit == "flop" and bench.machine.device == "cpu":
+        return budget.amount / (EFFICIENCY * bench.machine.cpu_gflops * 1e9) + OVERHEAD_SECONDS
+    return None
+
+
+def _dollars(stop: Stop, left: int | None, proposers: Sequence[Proposer], history: History) -> str:
     cap = "" if stop.max_usd is None else f", none asked for after ${stop.max_usd:.2f}"
     if any(proposer.name == "command" for proposer in proposers):
         return f"dollars unknown (the command's own account){cap}"
@@ -44,5 +53,5 @@ def _dollars(stop: Stop, proposers: Sequence[Proposer], history: History) -> str
     if not models:
         return "$0"
     each = models[0].expected_usd(history)
-    total = "" if stop.experiments is None else f", ${each * stop.experiments:.2f} in all"
+    total = "" if left is None else f", ${each * left:.2f} in all"
     return f"about ${each:.4f} a proposal{total}{cap}"

@@ -24,6 +24,8 @@ class Greedy:
         run = trial.runs[-1]
         if run.metrics is None:
             return Verdict(Status.CRASH, run.failure)
+        if incumbent is not None and run.budget != incumbent.budget:
+            return Verdict(Status.DISCARD, f"budget {run.budget} is not ranked against {incumbent.budget}")
         if incumbent is None:
             return Verdict(Status.KEEP, "baseline")
         return self._against(run.metrics.val_bpb, incumbent)

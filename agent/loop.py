@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from agent import candidate as candidates
-from agent.desk import REPAIRS, Desk, Draft, Ready
+from agent.desk import REPAIRS, Desk, Draft, Gate, Ready
 from agent.errors import SmokeError, StateError
 from agent.folder import CHECKPOINT, SessionFolder
 from agent.forecast import forecast
 from agent.judge import Judge
 from agent.ledger import Ledger, incumbent, kept
 from agent.recording import Origin, line, outcome, record_of, rejected
-from agent.repo import NOTHING, Repo, branch_ref, trial_ref
-from agent.stops import Stop, spent
+from agent.repo import Repo, trial_ref
+from agent.stops import Stop, experiments, spent
 from agent.trial import Bench, Smoke
 from agent.values import Candidate, History, Proposal, Proposer, Record, Run, RunAgain, Status, Trial, Verdict
 from sandbox.pool import Pool, Slot
@@ -29,6 +29,8 @@ from sandbox.process import Ending, tail
 
 BASELINE = "baseline"
 SMOKE_SLOT = Slot(0, "smoke")
+NO_BASELINE = "baseline: expected the unchanged code to train"
+CUT_OFF = "the session ended before it could run"
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,15 @@ class Loop:
     def __init__(self, parts: Parts) -> None:
         self.parts, self.bench = parts, parts.bench
         self.ledger = Ledger(parts.folder.ledger)
-        self.desk = Desk(parts.proposers, parts.say, parts.sleep)
+        self.desk = Desk(parts.proposers, parts.say, self._rest)
         self.commit, self.sources = parts.base, parts.repo.read(parts.base, parts.bench.task.targets)
+        self.kept = {parts.base}  # commits that the branch may be at
         self.records: list[Record] = []
         self.tried: dict[str, str] = {}  # digest → how that trial ended
         self.flights: dict[int, Flight] = {}
         self.crashed: Draft | None = None
         self.failure = ""
+        self.earlier = 0  # rows of earlier runs of this session
         self.interrupts = 0
 
     # ── the main path ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -87,49 +91,38 @@ class Loop:
         """One proposal through everything: recovery, baseline, checks, runs, judge, ledger. Its row."""
         self.begin()
         self._land()
-        self.propose()
+        if self.interrupts:
+            raise StateError("interrupted before the candidate was tried; the same command tries it")
+        self.crashed = None  # the one proposer there is does not repair what others proposed
+        number = self.propose()
         self._land()
-        return self.records[-1]
-
-    def expectation(self) -> str:
-        """What the session will take, for a person to read before it starts."""
-        parts = self.parts
-        return forecast(parts.origin.budget, self.bench.pace, parts.stop, parts.proposers, self.history())
-
-    def begin(self) -> None:
-        self.recover()
-        if not self.records and not self.flights:
-            self.baseline()
-        elif self.records and incumbent(self.records) is None:
-            raise StateError("session: its baseline did not run; mend train.py, commit it and use another --tag")
-
-    def _land(self) -> None:
-        while self.flights:
-            self.settle()
+        return next(record for record in self.records if record.trial == number)
 
     def stopping(self) -> str | None:
         if self.interrupts:
             return "interrupted"
         if any(flight.trial.number == 0 for flight in self.flights.values()):
             return "the baseline runs alone: every limit comes from it"
-        return self.parts.stop.reason(self.records, len(self.flights), datetime.now())
+        return self.parts.stop.reason(self.records, len(self.flights), datetime.now(), self.earlier)
 
-    def propose(self) -> None:
-        """One proposal: it takes off, or is recorded as rejected."""
+    def propose(self) -> int:
+        """One proposal: it takes off, or is recorded as rejected, under the number returned."""
         number = self._next_number()
         crashed, self.crashed = self.crashed, None
         in_flight = [flight.trial.candidate.proposal for flight in self.flights.values()]
-        got = self.desk.get(
-            self.history(),
-            in_flight,
-            lambda proposal: self._check(proposal, number),
-            lambda cost: self.parts.stop.affords(spent(self.records) + cost),
-            crashed,
+        gate = Gate(
+            check=lambda proposal: self._check(proposal, number),
+            affords=lambda cost: self.parts.stop.affords(spent(self.records) + cost),
+            paid=lambda draft: self._paid(number, draft),
         )
+        got = self.desk.get(self.history(), in_flight, gate, crashed)
         if isinstance(got, Ready):
             self.launch(Flight(self._commit(number, got.candidate), got.smoke, got.draft))
         elif got is not None:
             self._reject(number, got)
+        if self.desk.refusal is not None:
+            raise self.desk.refusal
+        return number
 
     def launch(self, flight: Flight, seed: int | None = None) -> None:
         """Train it once more: with `seed` where the judge names one."""
@@ -168,6 +161,8 @@ class Loop:
     def conclude(self, flight: Flight, verdict: Verdict) -> None:
         """The verdict is final: record it, let the branch follow, tell the proposer."""
         trial, draft = flight.trial, flight.draft
+        if draft is None:
+            self._calibrate(flight)
         cost = draft.cost if draft else 0.0
         self._record(record_of(trial, verdict, incumbent(self.records), cost, self.parts.origin), trial.candidate)
         if verdict.status is Status.KEEP:
@@ -176,25 +171,40 @@ class Loop:
             for run in self.parts.folder.trial(trial.number).runs():
                 (run / CHECKPOINT).unlink(missing_ok=True)
         self.failure = tail(trial.runs[-1].execution.log_path) if verdict.status is Status.CRASH else ""
-        if draft is None:
-            self._calibrate(flight, verdict)
-            return
-        draft.proposer.tell(trial.candidate.proposal, self.records[-1])
-        if verdict.status is Status.CRASH and draft.crashes < REPAIRS:
-            self.crashed = replace(draft, problem=self.failure or verdict.reason, cost=0.0, crashes=draft.crashes + 1)
+        if draft is not None:
+            draft.proposer.tell(trial.candidate.proposal, self.records[-1])
+            if verdict.status is Status.CRASH and draft.crashes < REPAIRS:
+                problem = self.failure or verdict.reason
+                self.crashed = replace(draft, problem=problem, cost=0.0, crashes=draft.crashes + 1)
+        elif verdict.status is not Status.KEEP:
+            raise StateError(f"{NO_BASELINE}, found: {verdict.reason}; see {trial.runs[-1].execution.log_path}")
 
     # ── how it begins ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self) -> None:
+        """Where the session was left, or its baseline. Says what to expect before anything is spent."""
+        cut_off = self.recover()
+        self.earlier = len(self.records)
+        self.parts.say(self.expectation())
+        for number, candidate, commit in cut_off:
+            self.parts.say(f"trial {number} was cut off: running it again")
+            self._rerun(number, candidate, commit)
+        if not self.records and not self.flights:
+            self.baseline()
+        elif self.records and incumbent(self.records) is None:
+            raise StateError(f"{NO_BASELINE}, found a crash; mend train.py, commit it and use another --tag")
 
     def baseline(self) -> None:
         """The unchanged code is trial 0: what every other one is measured against."""
         proposal = Proposal((), BASELINE, proposer=BASELINE)
         candidate = Candidate(proposal, self.sources, self.commit, candidates.digest_of(self.sources), "")
         self.parts.repo.create_ref(trial_ref(self.parts.folder.tag, 0), self.commit)
+        self.parts.folder.trial(0).write_proposal(proposal, 0.0)
         self.parts.folder.trial(0).write_candidate(candidate, self.commit)
         self._rerun(0, candidate, self.commit)
 
-    def recover(self) -> None:
-        """Bring ledger, branch and memory to where the records on disk say they are; run again what was cut off."""
+    def recover(self) -> list[tuple[int, Candidate, str]]:
+        """Bring ledger, branch and memory to where the records on disk say they are; the trials that were cut off."""
         if dropped := self.ledger.repair():
             self.parts.say(f"results.tsv: dropped an unfinished last line ({len(dropped)} characters)")
         self.records = list(self.ledger.records())
@@ -204,50 +214,57 @@ class Loop:
             found, record = folder.candidate(), rows.get(number) or folder.record()
             if number not in rows and record is not None:
                 self._append(record)
+            elif record is None and found is None and folder.cost_usd():
+                self._reject(number, Draft(self.desk.proposers[0], folder.proposal(), CUT_OFF, folder.cost_usd()))
             if found is not None and record is not None:
                 self.tried[found[0].digest] = outcome(record)
             elif found is not None:
                 cut_off.append((number, *found))
         self._follow_ledger()
-        for number, candidate, commit in cut_off:
-            self.parts.say(f"trial {number} was cut off: running it again")
-            self._rerun(number, candidate, commit)
+        return cut_off
 
     def _rerun(self, number: int, candidate: Candidate, commit: str) -> None:
+        """Smoke and launch committed code: the baseline, or a trial that was cut off."""
+        cost = self.parts.folder.trial(number).cost_usd()
+        proposer = self.desk.named(candidate.proposal.proposer) or self.desk.proposers[0]
+        draft = Draft(proposer, candidate.proposal, cost=cost) if number else None
         try:
             smoke = self._smoke(candidate, number)
         except SmokeError as error:
-            raise StateError(f"trial {number}: expected committed code to run two steps, found: {error}") from None
-        proposer = self.desk.named(candidate.proposal.proposer) or (self.desk.proposers[0] if number else None)
-        draft = Draft(proposer).answered(candidate.proposal) if proposer else None
+            if draft is None:
+                raise StateError(f"{NO_BASELINE}, found: {error}") from None
+            self._reject(number, replace(draft, problem=str(error)))
+            return
         self.launch(Flight(Trial(number, commit, candidate), smoke, draft))
 
     def _follow_ledger(self) -> None:
         """The incumbent is the last kept row, and the branch is where it says."""
         keeps = [record.trial for record in self.records if kept(record) and record.trial is not None]
-        if not keeps:
-            return
-        found = self.parts.folder.trial(keeps[-1]).candidate()
-        if found is None:
-            raise StateError(f"session: expected the folder of trial {keeps[-1]}, found none; use another --tag")
-        self._follow(*found)
+        for number in keeps:
+            found = self.parts.folder.trial(number).candidate()
+            if found is None:
+                raise StateError(f"session: expected the folder of trial {number}, found none; use another --tag")
+            self.kept.add(found[1])
+            if number == keeps[-1]:
+                self._follow(*found)
 
     def _follow(self, candidate: Candidate, commit: str) -> None:
         self.commit, self.sources = commit, dict(candidate.sources)
-        tag = self.parts.folder.tag
-        at = self.parts.repo.ref(branch_ref(tag)) or NOTHING
-        if waits := self.parts.repo.advance(tag, commit, at):
+        if waits := self.parts.repo.advance(self.parts.folder.tag, commit, self.kept):
             self.parts.say(waits)
+        self.kept.add(commit)
 
-    def _calibrate(self, flight: Flight, verdict: Verdict) -> None:
-        """The baseline's times bound all later runs. Without a baseline there is nothing to improve."""
-        run = flight.trial.runs[-1]
-        if verdict.status is not Status.KEEP or run.metrics is None:
-            log = run.execution.log_path
-            raise StateError(f"baseline: expected the unchanged code to train, found: {verdict.reason}; see {log}")
-        self.bench = self.bench.paced(flight.smoke, run)
+    def _calibrate(self, flight: Flight) -> None:
+        """The baseline's times bound all later runs; they are on disk before its row is."""
+        self.bench = self.bench.paced(flight.smoke, flight.trial.runs[-1])
         self.parts.folder.write_session((self.parts.folder.session() or {}) | {"pace": self.bench.pace.facts()})
-        self.parts.say(f"      {self.expectation()}")
+        self.parts.say(self.expectation())
+
+    def expectation(self) -> str:
+        """What the session will take, for a person to read."""
+        parts = self.parts
+        done = experiments(self.records)
+        return forecast(parts.origin, self.bench, parts.stop, done, parts.proposers, self.history())
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -255,6 +272,10 @@ class Loop:
         now = incumbent(self.records)
         guidance = self.parts.folder.guidance()
         return History(tuple(self.records), now, self.sources, self.failure, guidance, self.bench.fixed)
+
+    def _land(self) -> None:
+        while self.flights:
+            self.settle()
 
     def _check(self, proposal: Proposal, number: int) -> tuple[Candidate, Smoke | None]:
         candidate = candidates.build(proposal, self.sources, self.commit, self.bench.task, self.tried)
@@ -272,13 +293,14 @@ class Loop:
         self.parts.folder.trial(number).write_candidate(candidate, commit)
         return Trial(number, commit, candidate)
 
+    def _paid(self, number: int, draft: Draft) -> None:
+        if draft.proposal is not None:
+            self.parts.folder.trial(number).write_proposal(draft.proposal, draft.cost)
+
     def _reject(self, number: int, draft: Draft) -> None:
-        record = rejected(number, draft.proposal, draft.problem, draft.cost, self.parts.origin)
+        self._record(rejected(number, draft.proposal, draft.problem, draft.cost, self.parts.origin), None)
         if draft.proposal is not None:
-            self.parts.folder.trial(number).write_proposal(draft.proposal)
-        self._record(record, None)
-        if draft.proposal is not None:
-            draft.proposer.tell(draft.proposal, record)
+            draft.proposer.tell(draft.proposal, self.records[-1])
 
     def _record(self, record: Record, candidate: Candidate | None) -> None:
         self.parts.folder.trial(record.trial or 0).write_record(record)
@@ -292,5 +314,13 @@ class Loop:
         self.records.append(record)
 
     def _next_number(self) -> int:
+        """One that no row, folder, ref or flight has: a crash may have left any of them without the others."""
         known = [record.trial or 0 for record in self.records]
-        return max(known + [flight.trial.number for flight in self.flights.values()]) + 1
+        known += [number for number, _ in self.parts.folder.trials()] + self.parts.repo.numbers(self.parts.folder.tag)
+        return max(known + [flight.trial.number for flight in self.flights.values()], default=0) + 1
+
+    def _rest(self, seconds: float) -> None:
+        """Sleep, but not through an interrupt."""
+        end = time.monotonic() + seconds
+        while not self.interrupts and (left := end - time.monotonic()) > 0:
+            self.parts.sleep(min(1.0, left))

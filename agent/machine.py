@@ -12,7 +12,7 @@ from typing import Any
 from agent.errors import StateError
 
 _PROBE = """
-import json, os, platform, sys
+import json, os, platform, time
 import torch
 kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 if kind == "cuda":
@@ -24,20 +24,31 @@ else:
         models = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
         name = models[0] if models else name
     name = f"{name} x{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
+a = torch.randn(512, 512)
+a @ a
+rates = []
+for _ in range(5):
+    began = time.perf_counter()
+    a @ a
+    rates.append(2 * 512**3 / (time.perf_counter() - began))
 print(json.dumps({"device": kind, "hardware": name, "torch": torch.__version__, "memory_gb": memory / 2**30,
-                  "python": platform.python_version()}))
+                  "python": platform.python_version(), "cpu_gflops": sorted(rates)[2] / 1e9}))
 """
 
 
 @dataclass(frozen=True)
 class Machine:
-    """device: cuda, mps or cpu. hardware: its name, with the number of usable cores for a CPU. memory_gb: GiB."""
+    """device: cuda, mps or cpu. hardware: its name, with the number of usable cores for a CPU. memory_gb: GiB.
+
+    cpu_gflops: measured on float32 matrix products, to guess how long a budget in FLOPs takes; it swings by half.
+    """
 
     device: str
     hardware: str
     torch: str
     memory_gb: float
     python: str
+    cpu_gflops: float
 
     @property
     def budget(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import git
@@ -40,6 +40,8 @@ class Repo:
     def __init__(self, folder: Path) -> None:
         try:
             self._repo = git.Repo(folder, search_parent_directories=True)
+        except git.GitCommandNotFound:
+            raise StateError("git: expected it on PATH, found none; install git") from None
         except (git.InvalidGitRepositoryError, git.NoSuchPathError):
             raise StateError(f"git: expected a repository at {folder}, found none; run `git init` and commit") from None
         if self._repo.working_tree_dir is None:
@@ -71,8 +73,11 @@ class Repo:
 
     def commit(self, parent: str, files: Mapping[str, str], message: str, ref: str) -> str:
         """A child of `parent` with `files` replaced, stored under `ref`, which must not exist yet. Its 40 hex."""
-        tree = self._tree(parent, files)
-        commit = self._git("commit-tree", tree, "-p", parent, "-F", "-", text=message.replace("\0", " "))
+        try:
+            tree = self._tree(parent, files)
+            commit = self._git("commit-tree", tree, "-p", parent, "-F", "-", text=message.replace("\0", " "))
+        except git.GitCommandError as error:
+            raise StateError(f"git: expected to write objects to {self._repo.git_dir}, found: {_said(error)}") from None
         self.create_ref(ref, commit)
         return commit
 
@@ -86,14 +91,22 @@ class Repo:
         except git.GitCommandError:
             return None
 
-    def advance(self, tag: str, new: str, old: str) -> str | None:
-        """Move the session's branch from `old` to `new`. A line for the user if that must wait, else None."""
+    def numbers(self, tag: str) -> list[int]:
+        """The trials that have a ref."""
+        listing = self._git("for-each-ref", "--format=%(refname:lstrip=3)", f"refs/overnight/{tag}/")
+        return [int(name) for name in listing.splitlines() if name.isdigit()]
+
+    def advance(self, tag: str, new: str, ours: Collection[str]) -> str | None:
+        """Move the session's branch to `new` if it is at one of `ours`. A line for the user if not, else None."""
         ref = branch_ref(tag)
-        if self.ref(ref) == new:
+        name, now = ref.removeprefix("refs/heads/"), self.ref(ref)
+        if now == new:
             return None
+        if now is not None and now not in ours:
+            return f"branch {name} was moved to {now[:7]} by somebody else: left there; the incumbent is {new[:7]}"
         if ref in self._checked_out():
-            return f"branch {ref.removeprefix('refs/heads/')} is checked out: it moves to {new[:7]} once you leave it"
-        self._move(ref, new, old)
+            return f"branch {name} is checked out: it moves to {new[:7]} once you leave it"
+        self._move(ref, new, now or NOTHING)
         return None
 
     def _tree(self, parent: str, files: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from agent.machine import Machine, probe
 from agent.proposers.command import Command
 from agent.proposers.llm import LLM
 from agent.recording import Origin
-from agent.repo import Repo
+from agent.repo import Repo, branch_ref
 from agent.stops import Stop
 from agent.trial import Bench, Pace
 from agent.values import Proposer, Run
@@ -75,7 +75,7 @@ def open_session(settings: Settings, repo: Repo) -> Session:
     facts = folder.session()
     machine = probe()
     if facts is None:
-        facts = _begin(settings, repo, machine)
+        facts = _begin(settings, repo, machine, folder.tag)
         folder.write_session(facts)
     elif settings.budget is not None and settings.budget != facts["budget"]:
         raise UsageError(
@@ -95,8 +95,9 @@ def open_session(settings: Settings, repo: Repo) -> Session:
     return session
 
 
-def _begin(settings: Settings, repo: Repo, machine: Machine) -> dict[str, Any]:
+def _begin(settings: Settings, repo: Repo, machine: Machine, tag: str) -> dict[str, Any]:
     base = repo.resolve(settings.from_rev)
+    _refs_are_free(repo, tag)
     repo.read(base, (*settings.task.targets, *settings.task.fixed))
     data = _data_folder(settings) if settings.task.profile == "train" else None
     return {
@@ -109,6 +110,16 @@ def _begin(settings: Settings, repo: Repo, machine: Machine) -> dict[str, Any]:
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "overnight": version("overnight"),
     } | machine.facts()
+
+
+def _refs_are_free(repo: Repo, tag: str) -> None:
+    """Refs without a session would be mixed with a new one's; a branch `overnight` leaves no room for ours."""
+    if repo.ref("refs/heads/overnight") is not None:
+        raise UsageError(
+            "git: expected no branch named overnight, found one; rename it, for sessions are overnight/<tag>"
+        )
+    if repo.numbers(tag) or repo.ref(branch_ref(tag)) is not None:
+        raise UsageError(f"tag: expected a new one, found refs of an earlier session {tag!r}; use another --tag")
 
 
 def _data_folder(settings: Settings) -> Path:
@@ -191,6 +202,7 @@ def _proposer(name: str, session: Session, settings: Settings, repo: Repo) -> Pr
                 target=session.task.targets[0],
                 sampler=settings.sampler,
                 seed=settings.seed,
+                direction=session.task.direction,
             )
         case "llm":
             if settings.model is None:

@@ -19,8 +19,8 @@ class Stop:
     until: datetime | None = None
     max_usd: float | None = None
 
-    def reason(self, records: Sequence[Record], in_flight: int, now: datetime) -> str | None:
-        """Why to begin nothing more, None to go on."""
+    def reason(self, records: Sequence[Record], in_flight: int, now: datetime, since: int = 0) -> str | None:
+        """Why to begin nothing more, None to go on. since: how many of the rows are of earlier runs of the session."""
         ran = experiments(records) + in_flight
         if self.experiments is not None and ran >= self.experiments:
             return f"{ran} experiments done"
@@ -28,7 +28,7 @@ class Stop:
             return f"it is {now:%H:%M}"
         if not self.affords(spent(records)):
             return f"${spent(records):.2f} spent"
-        last = records[-REJECTS_IN_A_ROW:]
+        last = records[since:][-REJECTS_IN_A_ROW:]
         if len(last) == REJECTS_IN_A_ROW and all(record.status == Status.REJECT for record in last):
             return f"{REJECTS_IN_A_ROW} proposals in a row were rejected; see `overnight history`"
         return None

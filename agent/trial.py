@@ -31,9 +31,10 @@ from sandbox.process import Ending, Execution, run, tail
 from sandbox.workspace import make_workspace, remove_workspace, write_aside
 
 SMOKE_SECONDS = 10.0
-SMOKE_BUDGET = "2steps"
+SMOKE_BUDGET = "64steps"  # draws; the feed ends a smoke run after two optimizer steps, whatever they accumulate
 STARTUP_SECONDS = 300.0  # what a run may take before and after training, besides its budget
 BASELINE_SECONDS = 6 * 3600.0  # for the first run of a session, which nobody has timed yet
+MEMORY_SHARE = 0.9  # of the machine's, that a run may be expected to take
 TAIL_LINES = 40
 
 
@@ -86,6 +87,11 @@ class Bench:
             failure = _failure(execution, folder / "run.log", limit) or _sealing(fed, work)
         if failure or not fed.get("flop_per_token"):
             raise SmokeError(f"two small steps fail ({failure or 'no training step was made'}):\n{_tail(folder)}")
+        room = MEMORY_SHARE * self.machine.memory_gb * 1024
+        if device == "cpu" == self.machine.device and execution.peak_rss_mb > room:
+            raise SmokeError(
+                f"it takes {execution.peak_rss_mb:.0f} MB of memory, {room:.0f} MB are there: make it smaller"
+            )
         return Smoke(fed["flop_per_token"], execution.peak_rss_mb, execution.wall_seconds)
 
     # ── one training and its score ───────────────────────────────────────────────────────────────────────────────────
@@ -109,15 +115,15 @@ class Bench:
             if self.task.profile == "train":
                 execution, fed = self._pair("feed", spec, self.task.command, work, log, limit, slot, cancel)
                 failure = _failure(execution, log, limit) or _sealing(fed, work)
-                scored = {} if failure else self._score(work, folder, slot, cancel)
-                failure = failure or str(scored.get("error", ""))
-                if not failure:
-                    _print_summary(log, work, fed, scored, execution)
+                scored = {} if failure else self._score(candidate, work, folder, slot, cancel)
+                failure = failure or str(scored.get("error", "")) or _print_summary(log, work, fed, scored, execution)
             else:
                 execution, fed, scored = self._plain(work, log, limit, slot, cancel), {}, {}
                 failure = _failure(execution, log, limit)
             _keep_files(work, folder)
         metrics, failure = (None, failure) if failure else _metrics(log)
+        if failure and cancel.is_set():  # also while it was being scored
+            execution = replace(execution, ending=Ending.CANCELLED)
         result = Run(
             seed,
             budget,
@@ -135,24 +141,21 @@ class Bench:
             return max(2 * budget.amount, budget.amount + STARTUP_SECONDS)
         return BASELINE_SECONDS if self.pace.train is None else max(30.0, 3 * self.pace.train)
 
-    def _score(self, work: Path, folder: Path, slot: Slot, cancel: threading.Event) -> dict[str, Any]:
+    def _score(
+        self, candidate: Candidate, work: Path, folder: Path, slot: Slot, cancel: threading.Event
+    ) -> dict[str, Any]:
         """The referee's result; `error` in it says why there is no number. A fresh process with pristine files."""
-        for path, text in self.fixed.items():
+        for path, text in {**candidate.sources, **self.fixed}.items():
             write_aside(work / path, text)
         write_aside(work / "trial.json", json.dumps(_trial_file({"score": True})))
         limit = BASELINE_SECONDS if self.pace.score is None else max(30.0, 2 * self.pace.score)
         log = folder / "score.log"
         command = ("python", "prepare.py", "score")
-        execution, result = self._pair("referee", {"rows": self._rows()}, command, work, log, limit, slot, cancel)
+        execution, result = self._pair("referee", {}, command, work, log, limit, slot, cancel)
         failure = _failure(execution, log, limit)
         if failure or "val_bpb" not in result:
             result["error"] = f"scoring: {failure}" if failure else result.get("error", "scoring: no answer")
         return result | {"seconds": execution.wall_seconds}
-
-    def _rows(self) -> int:
-        assert self.data is not None
-        meta = json.loads((self.data / "meta.json").read_text())
-        return max(1, (1 << 15) // int(meta["max_seq_len"]))
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,6 +163,8 @@ class Bench:
     def _work(self, candidate: Candidate, folder: Path, spec: Mapping[str, Any]) -> Iterator[Path]:
         """The child's own folder: the candidate, the fixed files and its settings. Gone afterwards."""
         folder.mkdir(parents=True, exist_ok=True)
+        remove_workspace(folder / "work")  # of a run that was cut off
+        write_aside(folder / "trial.json", json.dumps(dict(spec), indent=1))
         files = {**self.fixed, **candidate.sources, "trial.json": json.dumps(_trial_file(spec))}
         work = make_workspace(folder / "work", files)
         try:
@@ -245,18 +250,25 @@ def _sealing(fed: Mapping[str, Any], work: Path) -> str:
 
 def _print_summary(
     log: Path, work: Path, fed: Mapping[str, Any], scored: Mapping[str, Any], execution: Execution
-) -> None:
-    facts = json.loads((work / "config.json").read_text())["facts"]
-    metrics = Metrics(
-        val_bpb=scored["val_bpb"],
-        training_seconds=fed["seconds"],
-        total_seconds=execution.wall_seconds + scored["seconds"],
-        total_tokens_M=fed["tokens"] / 1e6,
-        num_steps=fed["steps"],
-        **facts,
-    )
+) -> str:
+    """Write the block to the run's log. What the model says of itself may be nonsense: then why, else ""."""
+    try:
+        facts = json.loads((work / "config.json").read_text())["facts"]
+        block = format_summary(
+            Metrics(
+                val_bpb=scored["val_bpb"],
+                training_seconds=fed["seconds"],
+                total_seconds=execution.wall_seconds + scored["seconds"],
+                total_tokens_M=fed["tokens"] / 1e6,
+                num_steps=fed["steps"],
+                **facts,
+            )
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"no number: the checkpoint's facts do not make a summary ({error})"
     with log.open("a") as file:
-        file.write("\n" + format_summary(metrics) + "\n")
+        file.write("\n" + block)
+    return ""
 
 
 def _metrics(log: Path) -> tuple[Metrics | None, str]:

@@ -103,4 +103,7 @@ class Clock:
     def seal(self) -> None:
         """The checkpoint has landed. Training that stops before its budget is over ends here too."""
         self.sealed = self.now()
-        self.ended = self.sealed if self.ended is None else self.ended
+        if self.ended is None:
+            self.ended = self.sealed
+            if self.budget.unit == "s" and self.started is not None:  # who draws no more may still be training
+                self.ended = min(self.sealed, self.started + self.budget.amount)

@@ -6,7 +6,7 @@ Each talks over one socket (the inherited descriptor `fd` of SPEC) to a process 
 streamed to it. Requests are JSON; token batches and nats travel as raw little-endian arrays. What was measured is
 written to `result` when the other side hangs up.
 
-SPEC: data (folder), fd, result (path or null), and for feed: budget, seed, flop_per_token; for referee: split, rows.
+SPEC: data (folder), fd, result (path or null), and for feed: budget, seed, flop_per_token; for referee: split.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from corpus.budget import Allowance, Budget, Clock
 from corpus.packing import Packer, Tokens, load_packer
 
+SCORE_TOKENS = 1 << 15  # of one scoring batch
 TRAIN_ROWS_LIMIT = 1 << 24  # tokens in one request; a larger one is a mistake, and would only exhaust memory
 
 
@@ -127,7 +128,8 @@ def referee(link: Connection, data: Data, spec: dict[str, Any]) -> dict[str, Any
     Special tokens count in neither. Raises nothing: what is wrong with the answers is in the result's `error`.
     """
     token_bytes = np.load(data.folder / "token_bytes.npy")
-    length, rows = data.meta["max_seq_len"], spec["rows"]
+    length = data.meta["max_seq_len"]
+    rows = max(1, SCORE_TOKENS // length)
     packer = data.packer(spec.get("split", "val"), seed=0)
     left = max(1, min(data.meta["eval_tokens"], data.meta["val_tokens"]) // length)
     total = {"nats": 0.0, "bytes": 0, "rows": 0}
@@ -170,7 +172,10 @@ def main() -> None:
     role, spec = sys.argv[1], json.loads(sys.argv[2])
     link = Connection(spec["fd"])
     data = Data.load(Path(spec["data"]))
-    result = {"feed": feed, "referee": referee}[role](link, data, spec)
+    try:
+        result = {"feed": feed, "referee": referee}[role](link, data, spec)
+    except (BrokenPipeError, ConnectionResetError):
+        result = {"error": "the other side hung up"}
     if spec.get("result"):
         aside = Path(spec["result"] + ".part")
         aside.write_text(json.dumps(result))

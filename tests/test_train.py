@@ -238,9 +238,7 @@ def test_every_live_constant_is_a_literal_with_a_range_and_both_blocks_have_the_
     tree = ast.parse(source)
     small = next(n for n in tree.body if isinstance(n, ast.If) and "cuda" in ast.unparse(n.test)).body
     names = [n.targets[0].id for n in small if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)]
-    large = {
-        n.targets[0].id: n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
-    }
+    large = {n.targets[0].id: n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
     assert len(names) == len(small)
     assert set(names) <= set(large)
     for node in [*small, *(large[name] for name in names)]:

@@ -15,7 +15,7 @@ NAME = "try"
 
 
 class Given:
-    """Proposes one file, a whole target or a unified diff against the incumbent, and remembers what became of it."""
+    """Proposes one file: a whole target, or a unified diff against the incumbent."""
 
     name = NAME
 
@@ -27,7 +27,6 @@ class Given:
         self._target = target
         self._bare = Proposal((), description or f"try {file.name}", proposer=NAME, reply=self._text)
         self._asked = False
-        self.record: Record | None = None
 
     def ask(self, history: History, in_flight: Sequence[Proposal]) -> Proposal:
         if self._asked:
@@ -50,7 +49,7 @@ class Given:
         return None
 
     def tell(self, proposal: Proposal, record: Record) -> None:
-        self.record = record
+        """Whoever handed it in reads the row."""
 
 
 def _is_diff(text: str) -> bool:

@@ -2,10 +2,10 @@
 
 The search space is all knobs, for the whole study; a proposal departs from the incumbent in one to three of them. A
 night has tens of trials and there are about twenty knobs: a point drawn in all of them at once is far from what is
-known to work, and when it fails nobody can tell why. Which knobs to turn is drawn from what became of them so far
-(Thompson sampling over "it was turned, and the result improved"); how far is the sampler's to say. `_Anchored` lets it
-draw all knobs, keeps its values for the chosen ones and takes the incumbent's for the rest, so that the point which
-Optuna remembers is the point that was tried.
+known to work, and when it fails nobody can tell why. Which knobs are turned goes by turns, with some luck: a bandit
+that prefers knobs which won before has too few, too noisy results to learn from. How far is the sampler's to say.
+`_Anchored` lets it draw all knobs, keeps its values for the chosen ones and takes the incumbent's for the rest, so that
+the point which Optuna remembers is the point that was tried.
 
 Optuna forgets failed trials, so what crashed or was rejected is told as PENALTY, worse than anything measured; only
 what was lost with a killed session is told as failed. The study is an SQLite file: its transactions survive a kill at
@@ -41,6 +41,7 @@ NAME = "knobs"
 SAMPLERS = ("tpe", "cmaes", "random")
 PENALTY = 1e6  # bits per byte; samplers look at ranks only
 ATTEMPTS = 60  # draws before the space counts as exhausted
+LUCK = 1.5  # turns by which a knob may jump the queue
 GUIDED = 6  # of these by the sampler; the rest at random, which cannot get stuck
 
 
@@ -78,7 +79,7 @@ class Knobs:
             edits = self._edits(source, changes)
             digest = _digest(self._edited(source, edits)) if changes else _digest(source)
             if digest not in tried:
-                return self._proposed(trial, edits, changes, digest, history.incumbent)
+                return self._proposed(trial, edits, changes, digest)
             self._study.tell(trial, state=TrialState.FAIL)  # never proposed; Optuna forgets it
         raise ProviderRefused(
             f"knobs: expected constants in {self._target} left to vary, found all points near the incumbent tried; "
@@ -145,16 +146,12 @@ class Knobs:
     # ── a draw ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _choose(self, axes: Sequence[Axis]) -> list[Axis]:
-        """Each knob draws from its record of wins and losses, and the luckiest are turned."""
+        """Those turned least so far, give or take a turn."""
         trials = self._trials()
+        turned = Counter(name for trial in trials for name in trial.user_attrs.get("turned", ()))
         rng = random.Random(f"{self._seed} {len(trials)}")
-        wins, losses = Counter[str](), Counter[str]()
-        for trial in trials:
-            if trial.state is TrialState.COMPLETE and "base" in trial.user_attrs and trial.value is not None:
-                won = self._sign * trial.value < self._sign * trial.user_attrs["base"]
-                (wins if won else losses).update(trial.user_attrs["turned"])
-        luck = {axis: rng.betavariate(1 + wins[axis.name], 1 + losses[axis.name]) for axis in axes}
-        return sorted(axes, key=lambda axis: -luck[axis])[: rng.randint(*self._count)]
+        order = {axis: turned[axis.name] + LUCK * rng.random() for axis in axes}
+        return sorted(axes, key=lambda axis: order[axis])[: rng.randint(*self._count)]
 
     def _draw(self, axes: Sequence[Axis], chosen: Sequence[Axis], sampler: BaseSampler) -> Trial:
         self._study.sampler = _Anchored(sampler, {axis.key: axis.now for axis in axes if axis not in chosen})
@@ -167,13 +164,9 @@ class Knobs:
     def _edited(self, source: str, edits: Sequence[Edit]) -> str:
         return patch.apply({self._target: source}, edits, [self._target])[self._target]
 
-    def _proposed(
-        self, trial: Trial, edits: tuple[Edit, ...], changes: Mapping[Axis, Value], digest: str, now: Record | None
-    ) -> Proposal:
+    def _proposed(self, trial: Trial, edits: tuple[Edit, ...], changes: Mapping[Axis, Value], digest: str) -> Proposal:
         trial.set_user_attr("turned", [axis.name for axis in changes])
         trial.set_user_attr("digest", digest)
-        if now is not None and now.val_bpb is not None:
-            trial.set_user_attr("base", now.val_bpb)
         description = ", ".join(axis.step(value) for axis, value in changes.items())
         names = " and ".join(axis.name for axis in changes)
         return Proposal(

@@ -95,7 +95,6 @@ def test_doctor_names_what_is_missing_and_shows_no_key(project: Path) -> None:
         (("run", "--tag", "Bad/Tag"), 2, "tag: expected"),
         (("run", "--budget", "fast"), 2, "budget: expected e.g. 300s"),
         (("run", "--until", "7am"), 2, "until: expected a time like 07:00"),
-        (("run", "--judge", "coin"), 2, "judge: expected one of greedy"),
         (("run", "--proposer", "psychic"), 2, "proposer: expected auto, llm, knobs or command"),
         (("run", "--proposer", "llm"), 2, "llm: expected --model or a key in ANTHROPIC_API_KEY or OPENAI_API_KEY"),
         (("run", "--proposer", "llm", "--model", "claude-x"), 2, "price is known for model 'claude-x'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from agent.ledger import Ledger
 from agent.loop import Loop
 from agent.repo import Repo
 from agent.session import SLOTS, build_parts, make_proposers, open_session
-from agent.values import Record, Run
+from agent.values import Proposal, Record, Run
 from sandbox.pool import LocalPool
 from tests.agent.test_repo import dirty, fingerprint
 from tests.conftest import FAKE_TRAIN, commit_all, git
@@ -193,7 +194,7 @@ def test_a_baseline_that_does_not_run_stops_with_a_line(project: Path) -> None:
     (project / "train.py").write_text("raise ValueError('no')\n")
     commit_all(project)
     with pytest.raises(
-        StateError, match="baseline: expected the unchanged code to train, found: exit 1: ValueError: no"
+        StateError, match="baseline: expected the unchanged code to train, found: exit 1: ValueError: no; see "
     ):
         session(project, [])
 
@@ -228,7 +229,7 @@ def overnight(project: Path, *args: str, **more: Any) -> subprocess.Popen[str]:
     )
 
 
-def slow_session(project: Path) -> subprocess.Popen[str]:
+def slow_session(project: Path, **more: Any) -> subprocess.Popen[str]:
     """A session in a process of its own whose trial 1 sleeps; returns once that trial runs."""
     (project / "train.py").write_text(FAKE_TRAIN + "import time; time.sleep(0)\n")
     commit_all(project)
@@ -248,10 +249,12 @@ def slow_session(project: Path) -> subprocess.Popen[str]:
         "10steps",
         "--experiments",
         "2",
+        **more,
     )
     deadline = time.monotonic() + 60
     while not (project / ".overnight/t/trials/1/runs/0/run.log").exists():
-        assert time.monotonic() < deadline and child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        assert child.poll() is None, child.communicate()
         time.sleep(0.05)
     return child
 
@@ -290,3 +293,83 @@ def test_ctrl_c_twice_abandons_it_and_a_resumed_session_runs_it_again(project: P
     assert again.returncode == 0, out + err
     assert [record.trial for record in rows(project)] == [0, 1, 2]
     assert rows(project)[2].status == "keep"
+
+
+def killed_session(project: Path) -> subprocess.Popen[str]:
+    """A session whose trial 1 is running when the power goes."""
+    child = slow_session(project)
+    child.kill()
+    child.wait()
+    return child
+
+
+def test_a_killed_session_goes_on(project: Path) -> None:
+    killed_session(project).communicate()
+    time.sleep(0.5)  # the runner sees that its parent is gone and ends what it started
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(project) not in "\n".join(line for line in listing.splitlines() if "train.py" in line)
+    assert (project / ".overnight/t/trials/1/runs/0/work").exists()
+    args = ["run", "--tag", "t", "--proposer", "llm", "--model", f"scripted:{project.parent / 'script.jsonl'}"]
+    again = overnight(project, *args, "--experiments", "2")
+    out, err = again.communicate(timeout=60)
+    assert again.returncode == 0, out + err
+    assert "trial 1 was cut off: running it again" in out
+    assert [record.trial for record in rows(project)] == [0, 1, 2]
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_whole_group_and_still_finishes_the_trial(project: Path) -> None:
+    child = slow_session(project, start_new_session=True)
+    os.killpg(child.pid, signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 0, err
+    assert [record.status for record in rows(project)][1:] != ["crash"]
+
+
+def test_a_number_whose_ref_outlived_its_folder_is_not_used_again(project: Path) -> None:
+    session(project, [], experiments=0)
+    git(project, "update-ref", "refs/overnight/t/1", "HEAD")
+    session(project, [edit("LR = 0.5", "LR = 0.2")], experiments=1)
+    assert [record.trial for record in rows(project)] == [0, 2]
+
+
+def test_what_was_paid_for_is_charged_when_the_provider_then_refuses(project: Path) -> None:
+    with pytest.raises(ProviderRefused, match="script ended"):
+        session(project, [edit("no", "x", cost_usd=0.5)])
+    assert [(record.status, record.cost_usd) for record in rows(project)][1:] == [("reject", 0.5)]
+
+
+def test_what_was_paid_for_is_charged_when_the_session_died_before_it_ran(project: Path) -> None:
+    session(project, [], experiments=0)
+    SessionFolder(project, "t").trial(1).write_proposal(Proposal((), "half an idea", proposer="llm"), 0.75)
+    session(project, [edit("LR = 0.5", "LR = 0.2")], experiments=1)
+    assert [(record.status, record.cost_usd) for record in rows(project)][1:] == [("reject", 0.75), ("keep", 0.0)]
+
+
+def test_a_branch_of_the_users_is_not_overwritten(project: Path) -> None:
+    session(project, [edit("LR = 0.5", "LR = 0.2")], experiments=1)
+    theirs = git(project, "-c", "user.name=A", "-c", "user.email=a@b.c", "commit-tree", "HEAD^{tree}", "-m", "mine")
+    git(project, "update-ref", "refs/heads/overnight/t", theirs)
+    session(project, [edit("LR = 0.5", "LR = 0.2"), edit("LR = 0.2", "LR = 0.15")], experiments=2)
+    assert git(project, "rev-parse", "overnight/t") == theirs
+    assert statuses(project) == ["keep", "keep", "keep"]
+
+
+def test_refs_of_an_earlier_session_are_not_mixed_with_a_new_one(project: Path) -> None:
+    session(project, [], experiments=0)
+    shutil.rmtree(project / ".overnight")
+    with pytest.raises(UsageError, match="found refs of an earlier session 't'"):
+        session(project, [], experiments=0)
+
+
+def test_rejects_of_an_earlier_run_do_not_end_a_resumed_one(project: Path) -> None:
+    bad = [{"text": "no"} for _ in range(80)]
+    reason, _ = session(project, bad)
+    assert "25 proposals in a row were rejected" in reason
+    reason, _ = session(project, [*bad[:75], edit("LR = 0.5", "LR = 0.2")], experiments=1)
+    assert statuses(project)[-1] == "keep"
+
+
+def test_no_repository_is_named_overnight(project: Path) -> None:
+    git(project, "branch", "overnight")
+    with pytest.raises(UsageError, match="expected no branch named overnight"):
+        session(project, [], experiments=0)
