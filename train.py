@@ -39,6 +39,7 @@ DEVICE_BATCH_SIZE = 128  # range: 32|64|128
 
 # Optimizers. Learning rates of AdamW are for width 768 and scaled by width.
 EMBEDDING_LR = 0.6  # range: 0.05..2.0 log
+NGRAM_LR = 0.6  # range: 0.05..2.0 log
 UNEMBEDDING_LR = 0.004  # range: 0.0005..0.05 log
 MATRIX_LR = 0.04  # range: 0.005..0.2 log
 SCALAR_LR = 0.5  # range: 0.02..2.0 log
@@ -57,12 +58,13 @@ if DEVICE.type != "cuda":  # the same knobs for small machines
     HEAD_DIM = 80  # range: 32|64|96|128
     WINDOW_PATTERN = "L"  # range: L|SL|SSL|SSSL
     MLP_RATIO = 4  # range: 2..6
-    NGRAM_ROWS = 16384  # range: 0|8192|16384|32768|65536
+    NGRAM_ROWS = 65536  # range: 0|16384|65536|262144
     SOFTCAP = 15.0  # range: 8.0..40.0
     DTYPE = "float32"  # range: float32|bfloat16
     TOTAL_BATCH_SIZE = 4096  # range: 2048|4096|8192|16384
     DEVICE_BATCH_SIZE = 16  # range: 8|16|32|64
     EMBEDDING_LR = 0.6  # range: 0.05..2.0 log
+    NGRAM_LR = 0.6  # range: 0.05..2.0 log
     UNEMBEDDING_LR = 0.008  # range: 0.0005..0.05 log
     MATRIX_LR = 0.04  # range: 0.005..0.2 log
     SCALAR_LR = 0.5  # range: 0.02..2.0 log
@@ -113,9 +115,26 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype))
 
 
+class RMSNorm(torch.autograd.Function):
+    """x / rms(x) over the last dimension, in half the passes over memory of torch's own, which has no CPU kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scale = x.size(-1) ** 0.5 / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(1e-6)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        y, scale = ctx.saved_tensors
+        along = (grad * y).mean(-1, keepdim=True)
+        return torch.addcmul(grad, y, along, value=-1).mul_(scale)
+
+
 def norm(x: Tensor) -> Tensor:
     """RMS norm over the last dimension, without weights. https://arxiv.org/abs/1910.07467"""
-    return F.rms_norm(x, (x.size(-1),))
+    return F.rms_norm(x, (x.size(-1),)) if x.is_cuda else RMSNorm.apply(x)
 
 
 def rotary_tables(seq_len: int, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -177,28 +196,35 @@ class ReluSquared(torch.autograd.Function):
 
 
 class CappedLoss(torch.autograd.Function):
-    """Mean cross entropy of softly capped logits; the gradient is made on the way forward, in chunks that fit a cache.
+    """Mean cross entropy of capped logits; the gradient is made on the way forward, in chunks that fit a cache.
 
-    raw: (N, V), uncapped; targets: (N,) int64 -> () float32. cap·tanh(raw / cap): https://arxiv.org/abs/2408.00118
+    raw: (N, V), uncapped; targets: (N,) int64 -> () float32.
     """
 
     @staticmethod
     def forward(ctx: Any, raw: Tensor, targets: Tensor, cap: float) -> Tensor:
         grads, nats = torch.empty_like(raw), raw.new_zeros((), dtype=torch.float32)
-        for logits, target, grad in zip(raw.split(LOSS_ROWS), targets.split(LOSS_ROWS), grads.split(LOSS_ROWS)):
-            tanh = (logits.float() / cap).tanh_()
-            log_p = F.log_softmax(tanh * cap, dim=-1)
-            picked = target[:, None]
-            nats -= log_p.gather(1, picked).sum()
-            p = log_p.exp_().scatter_add_(1, picked, torch.full_like(picked, -1, dtype=torch.float32))
-            grad.copy_(p.mul_(tanh.square_().neg_().add_(1)))
-        ctx.save_for_backward(grads.div_(len(raw)))
+        for start in range(0, len(raw), LOSS_ROWS):
+            rows = slice(start, start + LOSS_ROWS)
+            target = targets[rows, None]
+            s = (raw[rows].float() * (2 / cap)).sigmoid_()  # cap·tanh(x / cap) = 2·cap·s - cap, and softmax ignores -cap
+            log_p = F.log_softmax(s * (2 * cap), dim=-1)
+            nats -= log_p.gather(1, target).sum()
+            error = log_p.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
+            torch.mul(error, s.addcmul_(s, s, value=-1), out=error)
+            grads[rows] = error.mul_(4 / len(raw))
+        ctx.save_for_backward(grads)
         return nats / len(raw)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (grads,) = ctx.saved_tensors
         return grads * grad.to(grads.dtype), None, None
+
+
+def capped(raw: Tensor, cap: float) -> Tensor:
+    """(..., V) -> float32, softly within ±cap. https://arxiv.org/abs/2408.00118, section 2"""
+    return cap * torch.tanh(raw.float() / cap)
 
 
 LOSS_ROWS = 256  # rows of a chunk: 1 MB of float32 logits at a vocabulary of 1024
@@ -226,9 +252,9 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.ngrams = nn.ModuleList(
-            nn.Embedding(config.ngram_rows, config.width) for _ in range(2 * (config.ngram_rows > 0))
-        )
+        orders = (2, 3) if config.ngram_rows else ()
+        sparse = DEVICE.type == "cpu"  # touch only the rows of the batch; where torch.compile works, dense is faster
+        self.ngrams = nn.ModuleList(nn.Embedding(config.ngram_rows, config.width, sparse=sparse) for _ in orders)
         self.values = nn.ModuleList(nn.Embedding(config.vocab_size, config.width) for _ in range(config.depth))
         self.attention = nn.ModuleList(Attention(config, layer) for layer in range(config.depth))
         self.mlp = nn.ModuleList(MLP(config) for _ in range(config.depth))
@@ -273,8 +299,9 @@ class GPT(nn.Module):
             x = x + mlp(norm(x))
         raw, cap = self.head(norm(x)), self.config.softcap
         if targets is None:
-            return cap * torch.tanh(raw.float() / cap)
-        return CappedLoss.apply(raw.flatten(0, 1), targets.flatten(), cap)
+            return capped(raw, cap)
+        raw, targets = raw.flatten(0, 1), targets.flatten()
+        return F.cross_entropy(capped(raw, cap), targets) if raw.is_cuda else CappedLoss.apply(raw, targets, cap)
 
 
 def build_model(config: GPTConfig) -> GPT:
@@ -361,7 +388,14 @@ class AdamW(torch.optim.AdamW):
         super().__init__(groups, eps=ADAM_EPS, fused=True)
 
 
-OPTIMIZERS = {"muon": Muon, "adamw": AdamW}
+class SparseAdam(torch.optim.SparseAdam):
+    """Adam for the rows that a batch touched, their moments included. Group: lr, betas."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, eps=ADAM_EPS)
+
+
+OPTIMIZERS = {"muon": Muon, "adamw": AdamW, "sparse_adam": SparseAdam}
 
 
 def param_groups(model: GPT) -> list[dict[str, Any]]:
@@ -374,7 +408,7 @@ def param_groups(model: GPT) -> list[dict[str, Any]]:
 
     groups = [
         adamw("embedding", model.embedding.parameters(), EMBEDDING_LR * scale),
-        adamw("ngrams", model.ngrams.parameters(), EMBEDDING_LR * scale),
+        adamw("ngrams", model.ngrams.parameters(), NGRAM_LR * scale),
         adamw("values", model.values.parameters(), EMBEDDING_LR * scale),
         adamw("head", model.head.parameters(), UNEMBEDDING_LR * scale),
         adamw("residual", [model.residual_scale], SCALAR_LR * 0.01),
@@ -387,6 +421,8 @@ def param_groups(model: GPT) -> list[dict[str, Any]]:
         groups.append(
             {"name": f"matrix{tuple(shape)}", "optimizer": "muon", "params": same, "lr": MATRIX_LR, **settings}
         )
+    if any(table.sparse for table in model.ngrams):
+        groups[1]["optimizer"] = "sparse_adam"
     groups = [group for group in groups if group["params"]]
     assert_partition(model, groups)
     return groups

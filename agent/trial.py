@@ -154,7 +154,7 @@ class Bench:
         execution, result = self._pair("referee", {}, command, work, log, limit, slot, cancel)
         failure = _failure(execution, log, limit)
         if failure or "val_bpb" not in result:
-            result["error"] = f"scoring: {failure}" if failure else result.get("error", "scoring: no answer")
+            result["error"] = result.get("error") or f"scoring: {failure or 'no answer'}"
         return result | {"seconds": execution.wall_seconds}
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────

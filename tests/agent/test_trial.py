@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from agent.candidate import digest_of
 from agent.config import Task
-from agent.errors import SmokeError
+from agent.errors import SmokeError, StateError
 from agent.machine import probe
 from agent.trial import Bench, Pace, Smoke
 from agent.values import Candidate, Proposal, Run
@@ -153,3 +154,65 @@ def test_nothing_is_left_running(bench: Bench, tmp_path: Path) -> None:
     assert run.metrics is not None
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert "31.4159" not in listing
+
+
+def test_the_smoke_run_counts_whole_steps_however_many_batches_they_accumulate(bench: Bench, tmp_path: Path) -> None:
+    every_fifth = candidate(
+        (
+            "        optimizer.step()\n        optimizer.zero_grad()\n",
+            "        if step % 5 == 4:\n            optimizer.step()\n",
+        ),
+        ("prepare.finish(model, config)", "print('draws', step)\n    prepare.finish(model, config)"),
+    )
+    smoke = bench.smoke(every_fifth, tmp_path / "smoke", "1e9flop", SLOT)
+    assert smoke is not None
+    assert smoke.flop_per_token == PER_TOKEN
+    assert "draws 10" in (tmp_path / "smoke" / "run.log").read_text()
+
+
+def test_training_on_after_the_budget_is_late(bench: Bench, tmp_path: Path) -> None:
+    stash = "import time; time.sleep(9)\n    prepare.finish(model, config)"
+    run = train(
+        bench,
+        candidate(
+            ("while (batch", "for batch in [feed.next(BATCH, feed.max_seq_len)]:\n        pass\n    if (batch"),
+            ("prepare.finish(model, config)", stash),
+        ),
+        tmp_path / "run",
+        "2s",
+    )
+    assert run.metrics is None
+    assert "s after the end of training, 5.0 s are allowed" in run.failure
+
+
+@pytest.mark.parametrize("depth", ["1.5", "(1, 2)", "'deep'"])
+def test_what_a_model_says_of_itself_cannot_stop_the_session(bench: Bench, tmp_path: Path, depth: str) -> None:
+    odd = candidate(("depth: int = 1", f"depth: object = {depth}"))
+    assert train(bench, odd, tmp_path / "run").failure == ""
+
+
+def test_a_fault_of_the_harness_is_not_blamed_on_the_candidate(bench: Bench, tmp_path: Path) -> None:
+    without_data = Bench(bench.task, bench.fixed, tmp_path / "nowhere", bench.machine, bench.pace)
+    with pytest.raises(
+        StateError, match="feed: expected the process that owns the data to end well, found: FileNotFound"
+    ):
+        train(without_data, candidate(), tmp_path / "run")
+
+
+def test_cancelled_while_being_scored_is_cancelled(bench: Bench, tmp_path: Path) -> None:
+    slow = candidate(
+        (
+            "return self.head(self.table(idx))",
+            "import time; time.sleep(0 if self.training else 2); return self.head(self.table(idx))",
+        )
+    )
+    cancel = threading.Event()
+
+    def watch() -> None:
+        while not (tmp_path / "run" / "score.log").exists():
+            time.sleep(0.05)
+        cancel.set()
+
+    threading.Thread(target=watch).start()
+    run = bench.run(slow, tmp_path / "run", seed=1, budget="20steps", smoke=None, slot=SLOT, cancel=cancel)
+    assert run.execution.ending is Ending.CANCELLED
