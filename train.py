@@ -10,12 +10,15 @@ import gc
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 import prepare
 
@@ -32,6 +35,7 @@ MLP_RATIO = 4  # range: 2..6
 NGRAM_ROWS = 0  # range: 0|65536|262144
 SOFTCAP = 15.0  # range: 8.0..40.0
 DTYPE = "bfloat16"  # range: float32|bfloat16
+FLEX_ATTENTION = True  # range: False|True
 
 # Batch, in tokens and in rows.
 TOTAL_BATCH_SIZE = 524288  # range: 131072|262144|524288|1048576
@@ -61,6 +65,7 @@ if DEVICE.type != "cuda":  # the same knobs for small machines
     NGRAM_ROWS = 65536  # range: 0|16384|65536|262144
     SOFTCAP = 15.0  # range: 8.0..40.0
     DTYPE = "float32"  # range: float32|bfloat16
+    FLEX_ATTENTION = False  # range: False
     TOTAL_BATCH_SIZE = 4096  # range: 2048|4096|8192|16384
     DEVICE_BATCH_SIZE = 16  # range: 8|16|32|64
     EMBEDDING_LR = 0.6  # range: 0.05..2.0 log
@@ -150,13 +155,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """q, k, v: (B, H, T, D) -> (B, H, T, D). Each position sees itself and the window - 1 before it."""
+def sees(window: int, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Whether `query` sees `key`: itself and the window - 1 positions before it. Signature: FlexAttention's."""
+    return (query >= key) & (query - key < window)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int, mask: BlockMask | None = None) -> Tensor:
+    """q, k, v: (B, H, T, D) -> (B, H, T, D), each position from its window. mask: take FlexAttention, with this mask."""
     T = q.size(2)
+    if mask is not None:
+        return flex_attention(q, k, v, block_mask=mask)
     if window >= T:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    distance = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance < window))
+    at = torch.arange(T, device=q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=sees(window, at, at, at[:, None], at))
 
 
 class Attention(nn.Module):
@@ -169,14 +181,14 @@ class Attention(nn.Module):
         self.out = Linear(config.width, config.width)
         self.gate = Linear(GATE_INPUTS, config.heads)
 
-    def forward(self, x: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, value: Tensor, cos: Tensor, sin: Tensor, mask: BlockMask | None) -> Tensor:
         """x, value: (B, T, C) -> (B, T, C)."""
         B, T, C = x.shape
         qk, v = self.qkv(x).view(B, T, 3 * self.heads, C // self.heads).split((2 * self.heads, self.heads), dim=2)
         gate = 2 * torch.sigmoid(self.gate(x[..., :GATE_INPUTS]))
         v = v + gate[..., None] * value.view_as(v)
         q, k = norm(rotate(qk, cos, sin)).chunk(2, dim=2)
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.window)
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.window, mask)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -207,7 +219,9 @@ class CappedLoss(torch.autograd.Function):
         for start in range(0, len(raw), LOSS_ROWS):
             rows = slice(start, start + LOSS_ROWS)
             target = targets[rows, None]
-            s = (raw[rows].float() * (2 / cap)).sigmoid_()  # cap·tanh(x / cap) = 2·cap·s - cap, and softmax ignores -cap
+            s = (
+                raw[rows].float() * (2 / cap)
+            ).sigmoid_()  # cap·tanh(x / cap) = 2·cap·s - cap, and softmax ignores -cap
             log_p = F.log_softmax(s * (2 * cap), dim=-1)
             nats -= log_p.gather(1, target).sum()
             error = log_p.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
@@ -231,7 +245,6 @@ LOSS_ROWS = 256  # rows of a chunk: 1 MB of float32 logits at a vocabulary of 10
 
 
 class MLP(nn.Module):
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.up = Linear(config.width, config.mlp_width)
@@ -251,6 +264,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.block_masks: dict[int, BlockMask] = {}  # of the windows that FlexAttention serves in training
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         orders = (2, 3) if config.ngram_rows else ()
         sparse = DEVICE.type == "cpu"  # touch only the rows of the batch; where torch.compile works, dense is faster
@@ -290,12 +304,13 @@ class GPT(nn.Module):
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         """idx, targets: int64 (B, T) -> logits (B, T, V), or the mean loss (nats) where there are targets."""
+        masks = self.block_masks if self.training and idx.size(1) == self.config.seq_len else {}
         x = start = self.embed(idx)
         cos, sin = self.cos[:, : idx.size(1)].to(x.dtype), self.sin[:, : idx.size(1)].to(x.dtype)
         residual, inputs = self.residual_scale.to(x.dtype), self.input_scale.to(x.dtype)
         for i, (attention, mlp, values) in enumerate(zip(self.attention, self.mlp, self.values, strict=True)):
             x = residual[i] * x + inputs[i] * start
-            x = x + attention(norm(x), values(idx).to(x.dtype), cos, sin)
+            x = x + attention(norm(x), values(idx).to(x.dtype), cos, sin, masks.get(attention.window))
             x = x + mlp(norm(x))
         raw, cap = self.head(norm(x)), self.config.softcap
         if targets is None:
@@ -329,12 +344,13 @@ ADAM_EPS = 1e-10  # https://arxiv.org/abs/1412.6980; far below its 1e-8, for emb
 def orthogonalise(g: Tensor) -> Tensor:
     """g: (K, m, n) -> (K, m, n), close to U Vᵀ of each matrix's SVD, by odd polynomials: matrix products only."""
     wide = g.size(-2) <= g.size(-1)
-    x = g if wide else g.mT
+    x = g.bfloat16() if g.is_cuda else g
+    x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)  # 2 % of room below 1, as in the paper's code
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
         x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    return x if wide else x.mT
+    return (x if wide else x.mT).to(g.dtype)
 
 
 def normalise_variance(update: Tensor, second: Tensor, beta2: float) -> Tensor:
@@ -477,9 +493,22 @@ PEAK_FLOPS = {"B200": 2.25e15, "H200": 989e12, "H100": 989e12, "A100": 312e12, "
 
 
 def peak_flops() -> float:
-    """FLOP/s of the device; 0 where it is unknown."""
+    """FLOP/s of the device in DTYPE: from the table; measured on a CPU; 0 where neither is known."""
+    if DEVICE.type == "cpu":
+        x = torch.randn(768, 768, dtype=getattr(torch, DTYPE))
+        return 2 * 768**3 / min(stopwatch(lambda: x @ x) for _ in range(5))
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else ""
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), 0.0)
+
+
+def stopwatch(work: Callable[[], Any]) -> float:
+    """Seconds that `work` takes, on a GPU until it has finished there."""
+    wait = torch.cuda.synchronize if DEVICE.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
 
 
 def flop_per_token(model: GPT) -> float:
@@ -488,8 +517,35 @@ def flop_per_token(model: GPT) -> float:
     return 6 * weights + 12 * model.config.width * sum(model.config.windows)
 
 
-def fast_defaults() -> None:
-    torch.set_float32_matmul_precision("high")
+def collect_garbage_rarely(step: int) -> None:
+    """Python's collector would stop the device for nothing: what lives after the first step lives until the end."""
+    if step == 1:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+    elif step % 5000 == 0:
+        gc.collect()
+
+
+# --- optional: flex attention (switch: FLEX_ATTENTION) ---
+def flex_masks(config: GPTConfig) -> dict[int, BlockMask]:
+    """Masks of the windows for which a stopwatch finds FlexAttention faster than SDPA on this GPU, by window."""
+    masks, shape = {}, (DEVICE_BATCH_SIZE, config.heads, config.seq_len, config.width // config.heads)
+    q, k, v = (torch.randn(shape, device=DEVICE, dtype=getattr(torch, DTYPE), requires_grad=True) for _ in range(3))
+
+    def seconds(mask: BlockMask | None, window: int) -> float:
+        form = torch.compile(attend)
+        runs = [stopwatch(lambda: form(q, k, v, window, mask).sum().backward()) for _ in range(6)]
+        return min(runs[2:])  # the first ones compile
+
+    for window in {window for window in config.windows if window < config.seq_len}:
+        mask = create_block_mask(partial(sees, window), None, None, config.seq_len, config.seq_len, device=DEVICE)
+        if seconds(mask, window) < seconds(None, window):
+            masks[window] = mask
+    return masks
+
+
+# --- end optional ---
 
 
 # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -505,41 +561,62 @@ def fail_fast(loss: float, vocab_size: int) -> None:
         sys.exit("FAIL: loss exploded")
 
 
+def prepare_step(model: GPT, feed: prepare.Feed) -> nn.Module:
+    """The module that training calls. On CUDA compiled, and warmed up on random tokens before the clock starts."""
+    if DEVICE.type != "cuda":
+        return model
+    if FLEX_ATTENTION:
+        model.block_masks = flex_masks(model.config)
+    compiled = torch.compile(model)
+    for _ in range(3):
+        compiled(*feed.warmup(DEVICE_BATCH_SIZE, model.config.seq_len)).backward()
+    model.zero_grad()
+    return compiled
+
+
+def accumulate(model: nn.Module, feed: prepare.Feed, length: int) -> Tensor | None:
+    """Gradients of one optimizer step, TOTAL_BATCH_SIZE tokens; the mean loss, or None when the budget is used up."""
+    micro_steps = max(1, TOTAL_BATCH_SIZE // (DEVICE_BATCH_SIZE * length))
+    total = torch.zeros((), device=DEVICE)
+    for _ in range(micro_steps):
+        batch = feed.next(DEVICE_BATCH_SIZE, length)
+        if batch is None:
+            return None
+        loss = model(batch.inputs, batch.targets) / micro_steps
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
 def main() -> None:
-    feed = prepare.open_feed()
     torch.manual_seed(prepare.SEED)
-    fast_defaults()
+    torch.set_float32_matmul_precision("high")
+    feed = prepare.open_feed()
     config = configure(feed.vocab_size, feed.max_seq_len)
     model = build_model(config).to(DEVICE)
     optimizers = make_optimizers(param_groups(model))
-    step_model = torch.compile(model) if DEVICE.type == "cuda" else model
-    rows, length = DEVICE_BATCH_SIZE, config.seq_len
-    micro_steps = max(1, TOTAL_BATCH_SIZE // (rows * length))
+    peak = peak_flops()
+    step_model = prepare_step(model, feed)
 
-    step, batch = 0, feed.next(rows, length)
-    while batch is not None:
-        began = time.monotonic()
-        for micro in range(micro_steps):
-            loss = step_model(batch.inputs, batch.targets) / micro_steps
-            loss.backward()
-            if micro + 1 < micro_steps and (batch := feed.next(rows, length)) is None:
-                break
-        if batch is None:
-            break
+    def report(step: int, loss: Tensor) -> None:
+        nats = loss.item()
+        fail_fast(nats, config.vocab_size)
+        done = flop_per_token(model) * feed.tokens
+        mfu = 100 * done / (peak * feed.seconds) if peak and feed.seconds else 0.0
+        prepare.log(step=step, loss=nats, lr_scale=lr_scale(feed.progress), mfu=mfu)
+
+    step, last = 0, None
+    while (loss := accumulate(step_model, feed, config.seq_len)) is not None:
         set_schedules(optimizers, feed.progress)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
+        step, last = step + 1, loss
+        collect_garbage_rarely(step)
         if step % LOG_EVERY == 0:
-            nats = loss.item() * micro_steps
-            fail_fast(nats, config.vocab_size)
-            prepare.log(step=step, loss=nats, seconds_per_step=time.monotonic() - began)
-        if step == 0:
-            gc.collect()
-            gc.freeze()
-            gc.disable()
-        step += 1
-        batch = feed.next(rows, length)
+            report(step, loss)
+    if last is not None:
+        report(step, last)
     prepare.finish(model, config)
 
 

@@ -1,7 +1,7 @@
 """The main path of a session: propose, check, commit, train, judge, record, repeat.
 
 Ledger first, branch second: a record is written to its trial's folder, then to results.tsv, then the branch moves.
-What a crash interrupts in between, `recover` does again from what lies on disk.
+What a crash interrupts in between, `begin` does again from what lies on disk.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from agent.errors import SmokeError, StateError
 from agent.folder import CHECKPOINT, SessionFolder
 from agent.forecast import forecast
 from agent.judge import Judge
-from agent.ledger import Ledger, incumbent, kept
-from agent.recording import Origin, line, outcome, record_of, rejected
+from agent.ledger import incumbent
+from agent.memory import CutOff, Memory
+from agent.recording import Origin, record_of, rejected
 from agent.repo import Repo, trial_ref
 from agent.stops import Stop, experiments, spent
 from agent.trial import Bench, Smoke
@@ -63,17 +64,18 @@ class Flight:
 class Loop:
     def __init__(self, parts: Parts) -> None:
         self.parts, self.bench = parts, parts.bench
-        self.ledger = Ledger(parts.folder.ledger)
+        self.memory = Memory(parts.folder, parts.say)
         self.desk = Desk(parts.proposers, parts.say, self._rest)
         self.commit, self.sources = parts.base, parts.repo.read(parts.base, parts.bench.task.targets)
         self.kept = {parts.base}  # commits that the branch may be at
-        self.records: list[Record] = []
-        self.tried: dict[str, str] = {}  # digest → how that trial ended
         self.flights: dict[int, Flight] = {}
         self.crashed: Draft | None = None
         self.failure = ""
-        self.earlier = 0  # rows of earlier runs of this session
         self.interrupts = 0
+
+    @property
+    def records(self) -> list[Record]:
+        return self.memory.records
 
     # ── the main path ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -103,7 +105,7 @@ class Loop:
             return "interrupted"
         if any(flight.trial.number == 0 for flight in self.flights.values()):
             return "the baseline runs alone: every limit comes from it"
-        return self.parts.stop.reason(self.records, len(self.flights), datetime.now(), self.earlier)
+        return self.parts.stop.reason(self.records, len(self.flights), datetime.now(), self.memory.earlier)
 
     def propose(self) -> int:
         """One proposal: it takes off, or is recorded as rejected, under the number returned."""
@@ -164,7 +166,7 @@ class Loop:
         if draft is None:
             self._calibrate(flight)
         cost = draft.cost if draft else 0.0
-        self._record(record_of(trial, verdict, incumbent(self.records), cost, self.parts.origin), trial.candidate)
+        self.memory.record(record_of(trial, verdict, incumbent(self.records), cost, self.parts.origin), trial.candidate)
         if verdict.status is Status.KEEP:
             self._follow(trial.candidate, trial.commit)
         else:
@@ -183,12 +185,11 @@ class Loop:
 
     def begin(self) -> None:
         """Where the session was left, or its baseline. Says what to expect before anything is spent."""
-        cut_off = self.recover()
-        self.earlier = len(self.records)
+        cut_off = self.memory.recall()
+        self._follow_ledger()
         self.parts.say(self.expectation())
-        for number, candidate, commit in cut_off:
-            self.parts.say(f"trial {number} was cut off: running it again")
-            self._rerun(number, candidate, commit)
+        for trial in cut_off:
+            self._resume(trial)
         if not self.records and not self.flights:
             self.baseline()
         elif self.records and incumbent(self.records) is None:
@@ -201,46 +202,30 @@ class Loop:
         self.parts.repo.create_ref(trial_ref(self.parts.folder.tag, 0), self.commit)
         self.parts.folder.trial(0).write_proposal(proposal, 0.0)
         self.parts.folder.trial(0).write_candidate(candidate, self.commit)
-        self._rerun(0, candidate, self.commit)
+        self._run_committed(Trial(0, self.commit, candidate), None)
 
-    def recover(self) -> list[tuple[int, Candidate, str]]:
-        """Bring ledger, branch and memory to where the records on disk say they are; the trials that were cut off."""
-        if dropped := self.ledger.repair():
-            self.parts.say(f"results.tsv: dropped an unfinished last line ({len(dropped)} characters)")
-        self.records = list(self.ledger.records())
-        rows = {record.trial: record for record in self.records}
-        cut_off = []
-        for number, folder in self.parts.folder.trials():
-            found, record = folder.candidate(), rows.get(number) or folder.record()
-            if number not in rows and record is not None:
-                self._append(record)
-            elif record is None and found is None and folder.cost_usd():
-                self._reject(number, Draft(self.desk.proposers[0], folder.proposal(), CUT_OFF, folder.cost_usd()))
-            if found is not None and record is not None:
-                self.tried[found[0].digest] = outcome(record)
-            elif found is not None:
-                cut_off.append((number, *found))
-        self._follow_ledger()
-        return cut_off
+    def _resume(self, trial: CutOff) -> None:
+        """Run it again; what was only paid for is recorded as that."""
+        proposer = self.desk.named(trial.proposal.proposer) if trial.proposal else None
+        draft = Draft(proposer or self.desk.proposers[0], trial.proposal, CUT_OFF, trial.cost_usd)
+        if trial.candidate is None or trial.commit is None:
+            self._reject(trial.number, draft)
+            return
+        self.parts.say(f"trial {trial.number} was cut off: running it again")
+        self._run_committed(Trial(trial.number, trial.commit, trial.candidate), draft if trial.number else None)
 
-    def _rerun(self, number: int, candidate: Candidate, commit: str) -> None:
-        """Smoke and launch committed code: the baseline, or a trial that was cut off."""
-        cost = self.parts.folder.trial(number).cost_usd()
-        proposer = self.desk.named(candidate.proposal.proposer) or self.desk.proposers[0]
-        draft = Draft(proposer, candidate.proposal, cost=cost) if number else None
+    def _run_committed(self, trial: Trial, draft: Draft | None) -> None:
+        """Smoke and launch what has its commit already: the baseline, or a trial that was cut off."""
         try:
-            smoke = self._smoke(candidate, number)
+            self.launch(Flight(trial, self._smoke(trial.candidate, trial.number), draft))
         except SmokeError as error:
             if draft is None:
                 raise StateError(f"{NO_BASELINE}, found: {error}") from None
-            self._reject(number, replace(draft, problem=str(error)))
-            return
-        self.launch(Flight(Trial(number, commit, candidate), smoke, draft))
+            self._reject(trial.number, replace(draft, problem=str(error)))
 
     def _follow_ledger(self) -> None:
         """The incumbent is the last kept row, and the branch is where it says."""
-        keeps = [record.trial for record in self.records if kept(record) and record.trial is not None]
-        for number in keeps:
+        for number in (keeps := self.memory.keeps()):
             found = self.parts.folder.trial(number).candidate()
             if found is None:
                 raise StateError(f"session: expected the folder of trial {number}, found none; use another --tag")
@@ -278,7 +263,7 @@ class Loop:
             self.settle()
 
     def _check(self, proposal: Proposal, number: int) -> tuple[Candidate, Smoke | None]:
-        candidate = candidates.build(proposal, self.sources, self.commit, self.bench.task, self.tried)
+        candidate = candidates.build(proposal, self.sources, self.commit, self.bench.task, self.memory.tried)
         return candidate, self._smoke(candidate, number)
 
     def _smoke(self, candidate: Candidate, number: int) -> Smoke | None:
@@ -298,26 +283,14 @@ class Loop:
             self.parts.folder.trial(number).write_proposal(draft.proposal, draft.cost)
 
     def _reject(self, number: int, draft: Draft) -> None:
-        self._record(rejected(number, draft.proposal, draft.problem, draft.cost, self.parts.origin), None)
+        self.memory.record(rejected(number, draft.proposal, draft.problem, draft.cost, self.parts.origin), None)
         if draft.proposal is not None:
             draft.proposer.tell(draft.proposal, self.records[-1])
 
-    def _record(self, record: Record, candidate: Candidate | None) -> None:
-        self.parts.folder.trial(record.trial or 0).write_record(record)
-        self._append(record)
-        if candidate is not None:
-            self.tried[candidate.digest] = outcome(record)
-        self.parts.say(line(record))
-
-    def _append(self, record: Record) -> None:
-        self.ledger.append(record)
-        self.records.append(record)
-
     def _next_number(self) -> int:
         """One that no row, folder, ref or flight has: a crash may have left any of them without the others."""
-        known = [record.trial or 0 for record in self.records]
-        known += [number for number, _ in self.parts.folder.trials()] + self.parts.repo.numbers(self.parts.folder.tag)
-        return max(known + [flight.trial.number for flight in self.flights.values()], default=0) + 1
+        flying = [flight.trial.number for flight in self.flights.values()]
+        return max([self.memory.highest(), *self.parts.repo.numbers(self.parts.folder.tag), *flying]) + 1
 
     def _rest(self, seconds: float) -> None:
         """Sleep, but not through an interrupt."""

@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "agent.replay",
     ),
     ("agent.candidate", "agent.trial", "agent.proposers"),
-    ("agent.desk", "agent.forecast"),
+    ("agent.desk", "agent.forecast", "agent.memory"),
     ("agent.loop",),
     ("agent.session",),
     ("agent.reading",),

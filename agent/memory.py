@@ -1,0 +1,72 @@
+"""What a session knows: its rows and what was tried. Read from disk when it begins, written before it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.folder import SessionFolder
+from agent.ledger import Ledger, kept
+from agent.recording import line, outcome
+from agent.values import Candidate, Proposal, Record
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """A trial without a row. candidate and commit are None when it was paid for and never came so far."""
+
+    number: int
+    proposal: Proposal | None
+    cost_usd: float
+    candidate: Candidate | None = None
+    commit: str | None = None
+
+
+class Memory:
+    """records: all rows, oldest first. tried: digest → how that trial ended. earlier: rows of earlier runs."""
+
+    def __init__(self, folder: SessionFolder, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+        self.ledger = Ledger(folder.ledger)
+        self.records: list[Record] = []
+        self.tried: dict[str, str] = {}
+        self.earlier = 0
+
+    def recall(self) -> list[CutOff]:
+        """Read everything back, write the rows that a crash kept from the ledger; the trials that were cut off."""
+        if dropped := self.ledger.repair():
+            self.say(f"results.tsv: dropped an unfinished last line ({len(dropped)} characters)")
+        self.records = list(self.ledger.records())
+        rows = {record.trial: record for record in self.records}
+        cut_off = []
+        for number, folder in self.folder.trials():
+            found, record = folder.candidate(), rows.get(number) or folder.record()
+            if number not in rows and record is not None:
+                self.append(record)
+            if found is not None and record is not None:
+                self.tried[found[0].digest] = outcome(record)
+            elif record is None and (found is not None or folder.cost_usd()):
+                candidate, commit = found or (None, None)
+                cut_off.append(CutOff(number, folder.proposal(), folder.cost_usd(), candidate, commit))
+        self.earlier = len(self.records)
+        return cut_off
+
+    def keeps(self) -> list[int]:
+        """The numbers of the kept trials, the incumbent's last."""
+        return [record.trial for record in self.records if kept(record) and record.trial is not None]
+
+    def record(self, record: Record, candidate: Candidate | None) -> None:
+        """The trial's own folder first: from there the ledger can be completed after a crash."""
+        self.folder.trial(record.trial or 0).write_record(record)
+        self.append(record)
+        if candidate is not None:
+            self.tried[candidate.digest] = outcome(record)
+        self.say(line(record))
+
+    def append(self, record: Record) -> None:
+        self.ledger.append(record)
+        self.records.append(record)
+
+    def highest(self) -> int:
+        """The largest number that a row or a folder has."""
+        return max([record.trial or 0 for record in self.records] + [number for number, _ in self.folder.trials()])
