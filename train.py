@@ -57,14 +57,14 @@ FINAL_LR_FRAC = 0.0  # range: 0.0..0.2
 MOMENTUM_WARMUP_RATIO = 0.2  # range: 0.0..0.5
 
 if DEVICE.type != "cuda":  # the same knobs for small machines
-    DEPTH = 3  # range: 1..8
-    ASPECT_RATIO = 54  # range: 32..256
-    HEAD_DIM = 80  # range: 32|64|96|128
+    DEPTH = 2  # range: 1..8
+    ASPECT_RATIO = 48  # range: 32..256
+    HEAD_DIM = 48  # range: 32|48|64|96|128
     WINDOW_PATTERN = "L"  # range: L|SL|SSL|SSSL
     MLP_RATIO = 4  # range: 2..6
     NGRAM_ROWS = 65536  # range: 0|16384|65536|262144
     SOFTCAP = 15.0  # range: 8.0..40.0
-    DTYPE = "float32"  # range: float32|bfloat16
+    DTYPE = "bfloat16"  # range: float32|bfloat16
     FLEX_ATTENTION = False  # range: False
     TOTAL_BATCH_SIZE = 4096  # range: 2048|4096|8192|16384
     DEVICE_BATCH_SIZE = 16  # range: 8|16|32|64
@@ -100,7 +100,7 @@ class GPTConfig:
 
 
 def configure(vocab_size: int, seq_len: int) -> GPTConfig:
-    """The constants above as a GPTConfig. Pattern: L looks back over the whole row, S over half; the last layer is L."""
+    """The constants above as a GPTConfig. Pattern: L sees the whole row, S half a row; the last layer is L."""
     heads = -(-DEPTH * ASPECT_RATIO // HEAD_DIM)
     spans = {"L": seq_len, "S": seq_len // 2}
     windows = [spans[WINDOW_PATTERN[i % len(WINDOW_PATTERN)]] for i in range(DEPTH - 1)] + [seq_len]
@@ -155,13 +155,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
-def sees(window: int, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+def sees(window: int, _batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
     """Whether `query` sees `key`: itself and the window - 1 positions before it. Signature: FlexAttention's."""
     return (query >= key) & (query - key < window)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int, mask: BlockMask | None = None) -> Tensor:
-    """q, k, v: (B, H, T, D) -> (B, H, T, D), each position from its window. mask: take FlexAttention, with this mask."""
+    """q, k, v: (B, H, T, D) -> (B, H, T, D), each position from its window. mask: for FlexAttention, else SDPA."""
     T = q.size(2)
     if mask is not None:
         return flex_attention(q, k, v, block_mask=mask)
@@ -280,16 +280,15 @@ class GPT(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def init_weights(self) -> None:
-        """Uniform of deviation 1/sqrt(fan-in) into the blocks, zero out of them: every block starts as the identity."""
+        """Deviation 1 / sqrt(fan-in) into the blocks, zero out of them: every block starts as the identity."""
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
                 continue
             if name.startswith("embedding"):
                 nn.init.normal_(weight, std=1.0)
-            elif name.startswith("values"):
-                nn.init.uniform_(weight, -((3 / weight.size(1)) ** 0.5), (3 / weight.size(1)) ** 0.5)
-            elif name.endswith(("up.weight", "qkv.weight")):
-                nn.init.uniform_(weight, -((3 / weight.size(1)) ** 0.5), (3 / weight.size(1)) ** 0.5)
+            elif name.startswith("values") or name.endswith(("up.weight", "qkv.weight")):
+                bound = (3 / weight.size(1)) ** 0.5
+                nn.init.uniform_(weight, -bound, bound)
             else:
                 nn.init.zeros_(weight)
 
@@ -380,6 +379,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        assert closure is None, "gradients are made by backward(), not by a closure"
         for group in self.param_groups:
             params = group["params"]
             grads = torch.stack([p.grad for p in params])
