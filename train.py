@@ -186,7 +186,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         qk, v = self.qkv(x).view(B, T, 3 * self.heads, C // self.heads).split((2 * self.heads, self.heads), dim=2)
         gate = 2 * torch.sigmoid(self.gate(x[..., :GATE_INPUTS]))
-        v = v + gate[..., None] * value.view_as(v)
+        v = torch.addcmul(v, gate[..., None], value.view_as(v))
         q, k = norm(rotate(qk, cos, sin)).chunk(2, dim=2)
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.window, mask)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
@@ -222,18 +222,20 @@ class CappedLoss(torch.autograd.Function):
             s = (
                 raw[rows].float() * (2 / cap)
             ).sigmoid_()  # cap·tanh(x / cap) = 2·cap·s - cap, and softmax ignores -cap
-            log_p = F.log_softmax(s * (2 * cap), dim=-1)
-            nats -= log_p.gather(1, target).sum()
-            error = log_p.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-            torch.mul(error, s.addcmul_(s, s, value=-1), out=error)
-            grads[rows] = error.mul_(4 / len(raw))
+            p = s.sub(1).mul_(2 * cap)  # no more than 0 and no less than -2·cap: exp needs no maximum taken off
+            picked = p.gather(1, target).sum()
+            p.exp_()
+            total = p.sum(-1, keepdim=True)
+            nats += total.log().sum() - picked
+            error = p.div_(total).scatter_add_(1, target, torch.full_like(total, -1))
+            grads[rows] = error.mul_(s.addcmul_(s, s, value=-1)).mul_(4 / len(raw))
         ctx.save_for_backward(grads)
         return nats / len(raw)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (grads,) = ctx.saved_tensors
-        return grads * grad.to(grads.dtype), None, None
+        return grads.mul_(grad), None, None
 
 
 def capped(raw: Tensor, cap: float) -> Tensor:
@@ -272,8 +274,8 @@ class GPT(nn.Module):
         self.values = nn.ModuleList(nn.Embedding(config.vocab_size, config.width) for _ in range(config.depth))
         self.attention = nn.ModuleList(Attention(config, layer) for layer in range(config.depth))
         self.mlp = nn.ModuleList(MLP(config) for _ in range(config.depth))
-        self.residual_scale = nn.Parameter(torch.ones(config.depth))
-        self.input_scale = nn.Parameter(torch.zeros(config.depth))
+        self.residual_scale = nn.Parameter(torch.ones(config.depth - 1))
+        self.input_scale = nn.Parameter(torch.zeros(config.depth - 1))
         self.head = Linear(config.width, config.vocab_size)
         cos, sin = rotary_tables(config.seq_len, config.width // config.heads)
         self.register_buffer("cos", cos, persistent=False)
@@ -308,7 +310,8 @@ class GPT(nn.Module):
         cos, sin = self.cos[:, : idx.size(1)].to(x.dtype), self.sin[:, : idx.size(1)].to(x.dtype)
         residual, inputs = self.residual_scale.to(x.dtype), self.input_scale.to(x.dtype)
         for i, (attention, mlp, values) in enumerate(zip(self.attention, self.mlp, self.values, strict=True)):
-            x = residual[i] * x + inputs[i] * start
+            if i > 0:
+                x = residual[i - 1] * x + inputs[i - 1] * start
             x = x + attention(norm(x), values(idx).to(x.dtype), cos, sin, masks.get(attention.window))
             x = x + mlp(norm(x))
         raw, cap = self.head(norm(x)), self.config.softcap
@@ -601,8 +604,8 @@ def main() -> None:
     def report(step: int, loss: Tensor) -> None:
         nats = loss.item()
         fail_fast(nats, config.vocab_size)
-        done = flop_per_token(model) * feed.tokens
-        mfu = 100 * done / (peak * feed.seconds) if peak and feed.seconds else 0.0
+        done = feed.tokens - DEVICE_BATCH_SIZE * config.seq_len  # feed.seconds is of the moment the last batch came
+        mfu = 100 * flop_per_token(model) * done / (peak * feed.seconds) if peak and feed.seconds else 0.0
         prepare.log(step=step, loss=nats, lr_scale=lr_scale(feed.progress), mfu=mfu)
 
     step, last = 0, None

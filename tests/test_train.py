@@ -136,6 +136,31 @@ def test_the_constants_make_a_config_of_whole_heads() -> None:
     assert config.windows[-1] == 256
 
 
+@pytest.mark.parametrize(
+    ("fused", "plain", "shape"),
+    [
+        (train.RMSNorm.apply, lambda x: torch.nn.functional.rms_norm(x, (x.size(-1),)), (3, 5, 16)),
+        (train.ReluSquared.apply, lambda x: torch.relu(x).square(), (7, 9)),
+        (
+            lambda x: train.CappedLoss.apply(x, torch.arange(len(x)) % VOCAB, 15.0),
+            lambda x: torch.nn.functional.cross_entropy(train.capped(x, 15.0), torch.arange(len(x)) % VOCAB),
+            (2 * train.LOSS_ROWS + 3, VOCAB),
+        ),
+    ],
+    ids=["norm", "relu", "loss"],
+)
+def test_fused_pieces_agree_with_plain_ones(fused: Any, plain: Any, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    start = 5 * torch.randn(shape)
+    found, expected = start.clone().requires_grad_(), start.clone().requires_grad_()
+    out, reference = fused(found), plain(expected)
+    weights = torch.randn_like(reference)
+    (out * weights).sum().backward()
+    (reference * weights).sum().backward()
+    torch.testing.assert_close(out, reference)
+    torch.testing.assert_close(found.grad, expected.grad)
+
+
 # ── optimizers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -156,18 +181,19 @@ def test_orthogonalise_is_close_to_the_polar_factor(shape: tuple[int, int, int])
     u, _, vt = torch.linalg.svd(g, full_matrices=False)
     found = train.orthogonalise(g)
     size = (u @ vt).norm(dim=(-2, -1))
-    assert ((found - u @ vt).norm(dim=(-2, -1)) / size).max() < 0.1
-    assert (torch.linalg.svdvals(found) - 1).abs().median() < 0.05
+    assert ((found - u @ vt).norm(dim=(-2, -1)) / size).max() < 0.2  # what five of the paper's steps leave
+    assert (torch.linalg.svdvals(found) - 1).abs().median() < 0.15
 
 
 def test_variance_normalisation_keeps_the_norm_and_levels_the_rows() -> None:
     update = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 13)[:, None]
+    expected = update.square().mean(-1, keepdim=True)
     second = torch.zeros(2, 12, 1)
     found = train.normalise_variance(update, second, beta2=0.95)
+    torch.testing.assert_close(second, 0.05 * expected)
     torch.testing.assert_close(found.norm(dim=(-2, -1)), update.norm(dim=(-2, -1)))
     rows = found.norm(dim=-1)
-    assert (rows.max() / rows.min()) < 1.01
-    torch.testing.assert_close(second, 0.05 * update.square().mean(-1, keepdim=True))
+    assert (rows.amax(-1) / rows.amin(-1)).max() < 1.01
 
 
 def test_decay_is_cautious() -> None:
@@ -187,6 +213,8 @@ def test_each_optimizer_lowers_a_quadratic(name: str) -> None:
         loss = (p - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
+        if name == "sparse_adam":
+            p.grad = p.grad.to_sparse(1)
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
@@ -269,7 +297,7 @@ def python(arguments: list[str], folder: Path, **env: str) -> subprocess.Complet
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"} | env,
         capture_output=True,
         text=True,
         timeout=120,
@@ -279,7 +307,7 @@ def python(arguments: list[str], folder: Path, **env: str) -> subprocess.Complet
 def test_by_hand_it_trains_and_prints_the_summary(cache: Path, tmp_path: Path) -> None:
     run = python([str(ROOT / "train.py")], tmp_path, OVERNIGHT_CACHE=str(cache), OVERNIGHT_BUDGET="12steps")
     assert run.returncode == 0, run.stderr
-    summary = dict(line.split(":") for line in run.stdout.rpartition("---\n")[2].splitlines())
+    summary = dict(line.split(":") for line in run.stdout.rpartition("---\n")[2].splitlines() if ":" in line)
     assert 0.0 < float(summary["val_bpb"]) < 8.0
     assert float(summary["total_tokens_M"]) > 0.0
     assert int(summary["depth"]) == train.DEPTH
