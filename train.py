@@ -82,6 +82,8 @@ if DEVICE.type != "cuda":  # the same knobs for small machines
 
 # ── model ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -301,7 +303,7 @@ class GPT(nn.Module):
         for distance, table in enumerate(self.ngrams, start=1):
             key = key + NGRAM_PRIMES[distance] * F.pad(idx, (distance, 0))[:, : idx.size(1)]
             x = x + table(key % self.config.ngram_rows)
-        return norm(x.to(getattr(torch, self.config.dtype)))
+        return norm(x.to(DTYPES[self.config.dtype]))
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         """idx, targets: int64 (B, T) -> logits (B, T, V), or the mean loss (nats) where there are targets."""
@@ -498,7 +500,7 @@ PEAK_FLOPS = {"B200": 2.25e15, "H200": 989e12, "H100": 989e12, "A100": 312e12, "
 def peak_flops() -> float:
     """FLOP/s of the device in DTYPE: from the table; measured on a CPU; 0 where neither is known."""
     if DEVICE.type == "cpu":
-        x = torch.randn(768, 768, dtype=getattr(torch, DTYPE))
+        x = torch.randn(768, 768, dtype=DTYPES[DTYPE])
         return 2 * 768**3 / min(stopwatch(lambda: x @ x) for _ in range(5))
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else ""
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), 0.0)
@@ -534,7 +536,7 @@ def collect_garbage_rarely(step: int) -> None:
 def flex_masks(config: GPTConfig) -> dict[int, BlockMask]:
     """Masks of the windows for which a stopwatch finds FlexAttention faster than SDPA on this GPU, by window."""
     masks, shape = {}, (DEVICE_BATCH_SIZE, config.heads, config.seq_len, config.width // config.heads)
-    q, k, v = (torch.randn(shape, device=DEVICE, dtype=getattr(torch, DTYPE), requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(shape, device=DEVICE, dtype=DTYPES[DTYPE], requires_grad=True) for _ in range(3))
 
     def seconds(mask: BlockMask | None, window: int) -> float:
         form = torch.compile(attend)
