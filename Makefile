@@ -32,7 +32,7 @@ bench: $(VENV)/installed  ## the quick form of every benchmark
 	$(BIN)/python benchmarks/preflight.py --quick
 	$(BIN)/python benchmarks/check_edits.py
 	$(BIN)/python benchmarks/kill_tree.py --quick
-	$(BIN)/python benchmarks/train_bars.py --quick
+	$(BIN)/python -m benchmarks.train_bars --quick
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

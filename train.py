@@ -58,13 +58,13 @@ MOMENTUM_WARMUP_RATIO = 0.2  # range: 0.0..0.5
 
 if DEVICE.type != "cuda":  # the same knobs for small machines
     DEPTH = 2  # range: 1..8
-    ASPECT_RATIO = 48  # range: 32..256
-    HEAD_DIM = 48  # range: 32|48|64|96|128
+    ASPECT_RATIO = 80  # range: 32..256
+    HEAD_DIM = 80  # range: 32|48|64|80|96|128
     WINDOW_PATTERN = "L"  # range: L|SL|SSL|SSSL
     MLP_RATIO = 4  # range: 2..6
     NGRAM_ROWS = 65536  # range: 0|16384|65536|262144
     SOFTCAP = 15.0  # range: 8.0..40.0
-    DTYPE = "bfloat16"  # range: float32|bfloat16
+    DTYPE = "float32"  # range: float32|bfloat16
     FLEX_ATTENTION = False  # range: False
     TOTAL_BATCH_SIZE = 4096  # range: 2048|4096|8192|16384
     DEVICE_BATCH_SIZE = 16  # range: 8|16|32|64
@@ -574,17 +574,23 @@ def prepare_step(model: GPT, feed: prepare.Feed) -> nn.Module:
         model.block_masks = flex_masks(model.config)
     compiled = torch.compile(model)
     for _ in range(3):
-        compiled(*feed.warmup(DEVICE_BATCH_SIZE, model.config.seq_len)).backward()
+        compiled(*feed.warmup(split_batch(model.config.seq_len)[0], model.config.seq_len)).backward()
     model.zero_grad()
     return compiled
 
 
+def split_batch(length: int) -> tuple[int, int]:
+    """TOTAL_BATCH_SIZE tokens as (rows of a micro step, micro steps), with no more rows than DEVICE_BATCH_SIZE."""
+    rows = max(1, min(DEVICE_BATCH_SIZE, TOTAL_BATCH_SIZE // length))
+    return rows, max(1, TOTAL_BATCH_SIZE // (rows * length))
+
+
 def accumulate(model: nn.Module, feed: prepare.Feed, length: int) -> Tensor | None:
     """Gradients of one optimizer step, TOTAL_BATCH_SIZE tokens; the mean loss, or None when the budget is used up."""
-    micro_steps = max(1, TOTAL_BATCH_SIZE // (DEVICE_BATCH_SIZE * length))
+    rows, micro_steps = split_batch(length)
     total = torch.zeros((), device=DEVICE)
     for _ in range(micro_steps):
-        batch = feed.next(DEVICE_BATCH_SIZE, length)
+        batch = feed.next(rows, length)
         if batch is None:
             return None
         loss = model(batch.inputs, batch.targets) / micro_steps
@@ -606,7 +612,7 @@ def main() -> None:
     def report(step: int, loss: Tensor) -> None:
         nats = loss.item()
         fail_fast(nats, config.vocab_size)
-        done = feed.tokens - DEVICE_BATCH_SIZE * config.seq_len  # feed.seconds is of the moment the last batch came
+        done = feed.tokens - split_batch(config.seq_len)[0] * config.seq_len  # feed.seconds: when the last batch came
         mfu = 100 * flop_per_token(model) * done / (peak * feed.seconds) if peak and feed.seconds else 0.0
         prepare.log(step=step, loss=nats, lr_scale=lr_scale(feed.progress), mfu=mfu)
 

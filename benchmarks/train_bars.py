@@ -1,14 +1,16 @@
 """train.py on this CPU against its three bars: score at a FLOP budget, speed against a plain matmul, start-up.
 
-    python benchmarks/train_bars.py [--quick] [--seeds N]
+    python -m benchmarks.train_bars [--quick] [--seeds N] [--set NAME=VALUE …] [--json FILE]
 
-Raw results go to `benchmarks/results/train_bars.json`, a table to standard output. Needs prepared data (`python
-prepare.py`). Speed is measured in one process, training steps and matmuls in turn, so that both see the same machine.
+Prints a table; raw results go to FILE. `--set` changes constants of train.py, to see what one of them is worth. Needs
+prepared data (`python prepare.py`). Speed is measured in one process, training steps and matmuls in turn, so that both
+see the same machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import datetime
 import json
 import os
@@ -18,22 +20,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import prepare
+import train
+from sandbox.env import child_env
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "train_bars.json"
 BARS = {"val_bpb": 1.34, "matmul_share": 0.45, "startup_seconds": 5.0}
 BUDGET, QUICK_BUDGET = "1.1e13flop", "5e11flop"
 VOCAB, LENGTH, SQUARE = 1024, 256, 2048
-# Threads that sleep, not spin, at a barrier: on a shared machine spinning makes a step several times slower.
-ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+ENV = child_env({"PYTHONPATH": str(ROOT)})  # what a trial gets
 
 TRAIN = """
 import sys, time
 import prepare
 prepare.SEED = int(sys.argv[1])
-import train
+import json, train
+vars(train).update(json.loads(sys.argv[3]))
 
 def first(feed, B, T, draw=prepare.Feed.next):
     batch = draw(feed, B, T)
@@ -46,9 +54,9 @@ train.main()
 """
 
 
-def train_once(seed: int, budget: str) -> dict[str, float]:
+def train_once(seed: int, budget: str, constants: dict[str, Any]) -> dict[str, float]:
     """One run as by hand; its summary, and the seconds from the start of the process to the first real batch."""
-    command = [sys.executable, "-c", TRAIN, str(seed), str(time.time())]
+    command = [sys.executable, "-c", TRAIN, str(seed), str(time.time()), json.dumps(constants)]
     with tempfile.TemporaryDirectory() as folder:
         env = ENV | {"OVERNIGHT_BUDGET": budget}
         run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
@@ -57,51 +65,55 @@ def train_once(seed: int, budget: str) -> dict[str, float]:
     return {"seed": seed} | {key: float(value) for key, _, value in (line.partition(":") for line in lines) if value}
 
 
-def measure_speed(seed: int, rounds: int, steps: int = 4) -> dict[str, Any]:
-    """In this process: `rounds` times `steps` training steps, then a square matmul of the same dtype and threads."""
-    import torch
+class Noise:
+    """A feed of random tokens, half way through its budget."""
 
-    import prepare
-    import train
+    progress = 0.5
 
-    class Noise:
-        progress = 0.5
+    def next(self, rows: int, length: int) -> prepare.Batch:
+        tokens = torch.randint(VOCAB, (rows, length + 1))
+        return prepare.Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
-        def next(self, rows: int, length: int) -> prepare.Batch:
-            tokens = torch.randint(VOCAB, (rows, length + 1))
-            return prepare.Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
+def trainer(seed: int) -> tuple[Callable[[], None], int]:
+    """A function that makes one training step, and the matmul weights of its model."""
     torch.manual_seed(seed)
     feed, model = Noise(), train.build_model(train.configure(VOCAB, LENGTH))
     optimizers = train.make_optimizers(train.param_groups(model))
-    square = torch.randn(SQUARE, SQUARE, dtype=getattr(torch, train.DTYPE))
-    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, train.Linear))
 
-    def training() -> None:
-        for _ in range(steps):
-            train.accumulate(model, feed, LENGTH)
-            train.set_schedules(optimizers, feed.progress)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+    def step() -> None:
+        train.accumulate(model, feed, LENGTH)
+        train.set_schedules(optimizers, feed.progress)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
-    def matmuls() -> None:
-        for _ in range(3):
-            square @ square
+    return step, sum(m.weight.numel() for m in model.modules() if isinstance(m, train.Linear))
 
-    training()
-    matmuls()
-    work = 6 * weights * steps * max(train.TOTAL_BATCH_SIZE, train.DEVICE_BATCH_SIZE * LENGTH)
-    pairs = [
-        {"train": work / train.stopwatch(training), "matmul": 3 * 2 * SQUARE**3 / train.stopwatch(matmuls)}
-        for _ in range(rounds)
-    ]
+
+def measure_speed(seed: int, rounds: int, steps: int = 4) -> dict[str, Any]:
+    """In this process: `rounds` times `steps` training steps, then square matmuls of the same dtype and threads."""
+    prepare.keep_memory()
+    step, weights = trainer(seed)
+    square = torch.randn(SQUARE, SQUARE, dtype=train.DTYPES[train.DTYPE])
+    rows, micro_steps = train.split_batch(LENGTH)
+    work = 6 * weights * rows * micro_steps * LENGTH
+
+    def rate(flop: float, work: Callable[[], Any], times: int) -> float:
+        return flop * times / train.stopwatch(lambda: [work() for _ in range(times)])
+
+    def pair() -> dict[str, float]:
+        return {"train": rate(work, step, steps), "matmul": rate(2 * SQUARE**3, lambda: square @ square, 3)}
+
+    pair()
+    pairs = [pair() for _ in range(rounds)]
     facts = {"dtype": train.DTYPE, "threads": torch.get_num_threads(), "matmul_weights": weights, "seed": seed}
     return facts | {"pairs": pairs, "share": statistics.median(p["train"] / p["matmul"] for p in pairs)}
 
 
-def speed_once(seed: int, rounds: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--speed", str(seed), "--rounds", str(rounds)]
+def speed_once(seed: int, rounds: int, constants: dict[str, Any]) -> dict[str, Any]:
+    changed = [f"--set={name}={value!r}" for name, value in constants.items()]
+    command = [sys.executable, "-m", "benchmarks.train_bars", "--speed", str(seed), "--rounds", str(rounds), *changed]
     run = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
     return json.loads(run.stdout)
 
@@ -143,15 +155,29 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {names[0].partition(':')[2].strip() if names else platform.processor()}"
 
 
-def main() -> None:
-    import torch
+def constant(text: str) -> tuple[str, Any]:
+    """NAME=VALUE of a constant that train.py has."""
+    name, _, value = text.partition("=")
+    if not hasattr(train, name):
+        raise argparse.ArgumentTypeError(f"expected a constant of train.py, found {name}")
+    return name, ast.literal_eval(value)
 
+
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="train.py against its bars on this CPU")
     parser.add_argument("--quick", action="store_true", help=f"one seed at {QUICK_BUDGET}: shows that it works, no bar")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--speed", type=int, metavar="SEED", help="measure speed here and print it as JSON")
     parser.add_argument("--rounds", type=int, default=20, help="training and matmul in turn, so often")
-    args = parser.parse_args()
+    parser.add_argument("--set", type=constant, action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--json", type=Path, help="keep the raw results here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options()
+    constants = dict(args.set)
+    vars(train).update(constants)
     if args.speed is not None:
         print(json.dumps(measure_speed(args.speed, args.rounds)))
         return
@@ -162,12 +188,12 @@ def main() -> None:
         "machine": machine(),
         "torch": torch.__version__,
         "budget": budget,
-        "speed": [speed_once(seed, rounds) for seed in seeds],
-        "runs": [train_once(seed, budget) for seed in seeds],
+        "constants": constants,
+        "speed": [speed_once(seed, rounds, constants) for seed in seeds],
+        "runs": [train_once(seed, budget, constants) for seed in seeds],
     }
-    if not args.quick:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
 

@@ -13,6 +13,10 @@ _DEVICES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES
 ALLOWED_NAMES = frozenset((*_LOCAL, *_LIBRARIES, *_DEVICES))
 ALLOWED_PREFIXES = ("LC_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH_", "TRITON_")
 
+# OpenMP threads that wait: look 1,000 times, then sleep. libgomp's default looks for milliseconds, which takes the core
+# from the thread waited for as soon as anything else runs on the machine.
+_BARRIERS = {"GOMP_SPINCOUNT": "1000"}
+
 # Whole words between underscores: TOKENIZERS_PARALLELISM is none, APIKEY, API_KEY and HF_TOKEN are.
 _SECRET = re.compile(
     r"(?:KEYS?|TOKENS?|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|AUTH)(?:_|$)|SECRET|PASSWORD|CREDENTIAL",
@@ -34,7 +38,7 @@ def child_env(extra: Mapping[str, str] = {}) -> dict[str, str]:
         if looks_secret(name):
             raise ValueError(f"expected no secret for a child, found the name {name}; a child never gets keys")
     cache = Path(os.environ.get("OVERNIGHT_CACHE") or Path.home() / ".cache" / "overnight").absolute()
-    return {**_compiler_caches(cache), **_inherited(os.environ), **_fixed(cache), **extra}
+    return {**_BARRIERS, **_compiler_caches(cache), **_inherited(os.environ), **_fixed(cache), **extra}
 
 
 def _inherited(environment: Mapping[str, str]) -> dict[str, str]:

@@ -180,3 +180,20 @@ def test_without_data_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("data: expected a prepared set under")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc, and its memory read from /proc")
+def test_freed_memory_is_kept_for_the_next_tensor() -> None:
+    code = (
+        "import numpy as np, prepare\n"
+        "{}\n"
+        "big = np.ones(1 << 26)\n"
+        "del big\n"
+        "print([int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmRSS')][0])"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    without, kept = (
+        int(subprocess.run([sys.executable, "-c", code.format(call)], env=env, capture_output=True, check=True).stdout)
+        for call in ("", "prepare.keep_memory()")
+    )
+    assert kept - without > (1 << 19) * 0.9  # KiB: 512 MiB of ones

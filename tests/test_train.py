@@ -223,6 +223,18 @@ def test_each_optimizer_lowers_a_quadratic(name: str) -> None:
 # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize(
+    ("total", "device", "length", "expected"),
+    [(4096, 16, 256, (16, 1)), (16384, 16, 256, (16, 4)), (2048, 16, 256, (8, 1)), (128, 16, 256, (1, 1))],
+)
+def test_a_batch_is_split_without_losing_tokens(
+    total: int, device: int, length: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "TOTAL_BATCH_SIZE", total)
+    monkeypatch.setattr(train, "DEVICE_BATCH_SIZE", device)
+    assert train.split_batch(length) == expected
+
+
 def test_the_loss_falls() -> None:
     torch.manual_seed(0)
     losses = learn(train.build_model(tiny()), steps=20)

@@ -101,6 +101,12 @@ def test_a_compiler_cache_of_our_own_wins(monkeypatch: pytest.MonkeyPatch) -> No
     assert child_env()["TRITON_CACHE_DIR"] == "/big/disk/triton"
 
 
+def test_threads_that_wait_do_not_spin_for_long_unless_we_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert child_env()["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert child_env()["GOMP_SPINCOUNT"] == "7"
+
+
 def test_a_relative_or_missing_cache_becomes_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OVERNIGHT_CACHE", "here")
     assert child_env()["OVERNIGHT_CACHE"] == str(Path.cwd() / "here")
