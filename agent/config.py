@@ -18,7 +18,7 @@ TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,40}")
 PROFILES = ("train", "claimed")
 METRICS = ("val_bpb",)  # what the summary block and the referee know
 DIRECTIONS = ("min", "max")
-KINDS: dict[str, Any] = {"experiments": int, "seed": int, "max_usd": int | float} | dict.fromkeys(
+KINDS: dict[str, Any] = {"experiments": int, "seed": int, "max_usd": int | float, "prices": dict} | dict.fromkeys(
     ("targets", "fixed", "command"), list | tuple | str
 )
 
@@ -52,7 +52,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Settings:
-    """One session's settings. None means: decided from the machine when the session begins."""
+    """One session's settings. None means: decided from the machine when the session begins.
+
+    price: of the model in use; prices: of models by name. IN,OUT[,CACHED] in USD per million tokens.
+    """
 
     tag: str | None = None
     from_rev: str = "HEAD"
@@ -65,6 +68,7 @@ class Settings:
     model: str | None = None
     base_url: str | None = None
     price: str | None = None
+    prices: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
     sampler: str = "tpe"
     seed: int = 42

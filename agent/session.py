@@ -208,7 +208,8 @@ def _proposer(name: str, session: Session, settings: Settings, repo: Repo) -> Pr
             if settings.model is None:
                 raise UsageError(f"llm: expected --model or a key in {' or '.join(KEYS.values())}, found neither")
             price = Price.parse(settings.price) if settings.price else None
-            client = make_client(settings.model, base_url=settings.base_url, price=price, state=state)
+            prices = {name: Price.parse(str(text)) for name, text in settings.prices.items()}
+            client = make_client(settings.model, base_url=settings.base_url, price=price, prices=prices, state=state)
             return LLM(client, program=_program(repo), state=state)
         case "command":
             if not settings.command:

@@ -88,5 +88,6 @@ def price(model: str, provider: str, usage: Usage, base_url: str | None = None) 
 def _unknown(model: str, where: str) -> str:
     return (
         f"no price is known for model {model!r} at {where}, so --max-usd could not be kept: "
-        "give --price IN,OUT[,CACHED] in USD per million tokens (--price 0,0 for a model of your own)"
+        "give --price IN,OUT[,CACHED] in USD per million tokens (--price 0,0 for a model of your own), "
+        "or its line under [prices] in overnight.toml"
     )

@@ -22,6 +22,7 @@ from agent.loop import Loop
 from agent.repo import Repo
 from agent.session import SLOTS, build_parts, make_proposers, open_session
 from agent.values import Proposal, Record, Run
+from benchmarks.wire_server import WireServer, tool
 from sandbox.pool import LocalPool
 from tests.agent.test_repo import dirty, fingerprint
 from tests.conftest import FAKE_TRAIN, commit_all, git
@@ -50,6 +51,16 @@ def rows(project: Path) -> tuple[Record, ...]:
 
 def statuses(project: Path) -> list[str]:
     return [record.status for record in rows(project)]
+
+
+def test_prices_of_models_stand_in_the_settings_file(project: Path) -> None:
+    with (project / "overnight.toml").open("a") as settings:
+        settings.write('\n[prices]\nhomegrown = "1,10"\n')
+    wanted = edit("LR = 0.5", "LR = 0.2")["tool"]
+    with WireServer([tool(wanted)]) as server:
+        session(project, [], model="openai:homegrown", base_url=server.base_url, experiments=1)
+    assert statuses(project) == ["keep", "keep"]
+    assert rows(project)[1].cost_usd > 0.0
 
 
 def test_keep_and_discard_against_the_last_kept(project: Path) -> None:
