@@ -126,11 +126,13 @@ def _interruptible(loop: Loop, pool: LocalPool[Run]) -> Iterator[None]:
         for job in loop.flights:
             pool.cancel(job)
         if not loop.flights:
-            raise StateError(f"interrupted; `overnight run --tag {loop.parts.folder.tag}` goes on")
+            raise KeyboardInterrupt  # no ordinary exception: libraries catch those, and ask again
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except KeyboardInterrupt:
+        raise StateError(f"interrupted; `overnight run --tag {loop.parts.folder.tag}` goes on") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

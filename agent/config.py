@@ -52,13 +52,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Settings:
-    """One session's settings. None means: decided from the machine when the session begins.
+    """One session's settings. None means: decided when the session begins, and as it was when it goes on.
 
     price: of the model in use; prices: of models by name. IN,OUT[,CACHED] in USD per million tokens.
     """
 
     tag: str | None = None
-    from_rev: str = "HEAD"
+    from_rev: str | None = None
     experiments: int | None = None
     until: str | None = None
     max_usd: float | None = None
@@ -71,7 +71,7 @@ class Settings:
     prices: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
     sampler: str = "tpe"
-    seed: int = 42
+    seed: int | None = None
     task: Task = field(default_factory=Task)
 
     def __post_init__(self) -> None:

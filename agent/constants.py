@@ -137,9 +137,9 @@ def _live(source: str, device_type: str) -> dict[str, ast.expr]:
 
 def _follow(body: Iterable[ast.stmt], device_type: str, live: dict[str, ast.expr]) -> None:
     for node in body:
-        holds = _holds(node.test, device_type) if isinstance(node, ast.If) else None
-        if isinstance(node, ast.If) and holds is not None:
-            _follow(node.body if holds else node.orelse, device_type, live)
+        taken = holds(node.test, device_type) if isinstance(node, ast.If) else None
+        if isinstance(node, ast.If) and taken is not None:
+            _follow(node.body if taken else node.orelse, device_type, live)
             continue
         for name in _bound(node):
             live.pop(name, None)
@@ -163,7 +163,7 @@ def _around(line: str, node: ast.expr) -> tuple[str, str]:
     return raw[: node.col_offset].decode(), raw[node.end_col_offset or 0 :].decode()
 
 
-def _holds(test: ast.expr, device_type: str) -> bool | None:
+def holds(test: ast.expr, device_type: str) -> bool | None:
     """`X.type == "cuda"` and its relatives (!=, in, not in), decided; None for any other condition."""
     if not isinstance(test, ast.Compare) or len(test.ops) != 1:
         return None

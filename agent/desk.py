@@ -74,6 +74,8 @@ class Desk:
         crashed: a draft whose training crashed and whose proposer may mend it first.
         """
         draft = crashed or Draft(self._choose())
+        if not gate.affords(draft.cost):  # while it rested
+            return None
         for _ in range(1 + REPAIRS):
             try:
                 answer = self._exchange(draft, history, in_flight)

@@ -98,7 +98,10 @@ class Loop:
         self.crashed = None  # the one proposer there is does not repair what others proposed
         number = self.propose()
         self._land()
-        return next(record for record in self.records if record.trial == number)
+        record = next((record for record in self.records if record.trial == number), None)
+        if record is None:
+            raise StateError("interrupted before the candidate was trained; `overnight run` on this tag trains it")
+        return record
 
     def stopping(self) -> str | None:
         if self.interrupts:
@@ -114,12 +117,18 @@ class Loop:
         in_flight = [flight.trial.candidate.proposal for flight in self.flights.values()]
         gate = Gate(
             check=lambda proposal: self._check(proposal, number),
-            affords=lambda cost: self.parts.stop.affords(spent(self.records) + cost),
+            affords=lambda cost: not self.interrupts and self.parts.stop.affords(spent(self.records) + cost),
             paid=lambda draft: self._paid(number, draft),
         )
         got = self.desk.get(self.history(), in_flight, gate, crashed)
         if isinstance(got, Ready):
-            self.launch(Flight(self._commit(number, got.candidate), got.smoke, got.draft))
+            trial = self._commit(number, got.candidate)
+            if self.interrupts:
+                self.parts.say(
+                    f"trial {number} is ready, not begun; `overnight run --tag {self.parts.folder.tag}` runs it"
+                )
+                return number
+            self.launch(Flight(trial, got.smoke, got.draft))
         elif got is not None:
             self._reject(number, got)
         if self.desk.refusal is not None:
@@ -256,7 +265,8 @@ class Loop:
     def history(self) -> History:
         now = incumbent(self.records)
         guidance = self.parts.folder.guidance()
-        return History(tuple(self.records), now, self.sources, self.failure, guidance, self.bench.fixed)
+        device = self.bench.machine.device
+        return History(tuple(self.records), now, self.sources, self.failure, guidance, self.bench.fixed, device)
 
     def _land(self) -> None:
         while self.flights:

@@ -10,10 +10,11 @@ import ast
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from agent.clients.base import Conversation, Message
+from agent.constants import holds
 from agent.values import History, Proposal, Record, Status
 
 # Caps in characters. All of them reached, a prompt has some 330,000, about 90,000 tokens.
@@ -82,7 +83,7 @@ def build(
         "# What prepare.py offers (fixed)\n" + fence("prepare.py, signatures only", head(prepare_public, MAX_PUBLIC)),
     )
     turn = "\n\n".join(filter(None, (*_digest(history), *_now(history, in_flight), TASK + text_format)))
-    return Conversation(("\n\n".join(filter(None, fixed)), _sources(history.sources)), (Message("user", turn),))
+    return Conversation(("\n\n".join(filter(None, fixed)), _sources(history)), (Message("user", turn),))
 
 
 def fence(label: str, text: str) -> str:
@@ -106,34 +107,46 @@ def tail(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"[cut: {len(text) - limit} characters before]\n" + text[-limit:]
 
 
-def without_optional(source: str) -> str:
-    """Leave out every `# --- optional: NAME (switch: CONSTANT) ---` section whose constant is nothing but off."""
-    switches = _switches(source)
+def without_optional(source: str, device: str) -> str:
+    """Leave out every `# --- optional: NAME (switch: CONSTANT) ---` section whose constant is off on `device`."""
+    off = _off(source, device)
 
     def note(section: re.Match[str]) -> str:
         name, switch = section["name"], section["switch"]
         unclosed = section.group().count("\n# --- optional:")
-        if unclosed or not switches.get(switch, False):
+        if unclosed or switch not in off:
             return section.group()
         return f"# [optional section left out here: {name}; it is part of the file, {switch} turns it on]\n"
 
     return _SECTION.sub(note, source)
 
 
-def _switches(source: str) -> dict[str, bool]:
-    """Constant -> whether every assignment to it, wherever it stands, is False, 0 or None."""
+def _off(source: str, device: str) -> set[str]:
+    """Constants that are False, 0 or None on `device`. The last plain assignment counts, and any nested one may."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
-        return {}
+        return set()
     off: dict[str, bool] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+    for statement in _statements(tree.body, device):
+        for node in ast.walk(statement):
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                continue
             is_off = isinstance(node.value, ast.Constant) and node.value.value in (False, 0, None)
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name):
-                    off[target.id] = off.get(target.id, True) and is_off
-    return off
+                    off[target.id] = is_off and (node is statement or off.get(target.id, True))
+    return {name for name, is_off in off.items() if is_off}
+
+
+def _statements(body: Sequence[ast.stmt], device: str) -> Iterable[ast.stmt]:
+    """Those at the top of the file, and of an `if DEVICE.type …` the branch that this device takes."""
+    for node in body:
+        taken = holds(node.test, device) if isinstance(node, ast.If) else None
+        if isinstance(node, ast.If) and taken is not None:
+            yield from _statements(node.body if taken else node.orelse, device)
+        else:
+            yield node
 
 
 def prepare_public(source: str, offered: Callable[[str], bool] = lambda name: not name.startswith("_")) -> str:
@@ -168,9 +181,9 @@ def _doc(node: ast.FunctionDef | ast.ClassDef, indent: str) -> str:
     return "".join(f"\n{indent}    {line}".rstrip(" ") for line in f'"""{text}"""'.splitlines())
 
 
-def _sources(sources: Mapping[str, str]) -> str:
-    share = MAX_SOURCE // max(1, len(sources))
-    shown = {path: head(without_optional(text), share) for path, text in sources.items()}
+def _sources(history: History) -> str:
+    share = MAX_SOURCE // max(1, len(history.sources))
+    shown = {path: head(without_optional(text, history.device), share) for path, text in history.sources.items()}
     return "\n\n".join(f"# The incumbent: {path}\n" + fence(path, text) for path, text in shown.items())
 
 

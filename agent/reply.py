@@ -149,7 +149,7 @@ _CUT_OFF = (
 
 def _decoded(text: str, what: str) -> Any:
     try:
-        return json.loads(text, strict=False)
+        return json.loads(json.dumps(json.loads(text, strict=False), ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError) as error:
         raise ReplyError(
             f"expected JSON as {what}, found {len(text)} characters with {error}: {_CALL_ADVICE}"

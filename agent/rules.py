@@ -138,10 +138,13 @@ SEEDERS = _words(
     torch.manual_seed torch.seed torch.random.manual_seed torch.random.seed torch.cuda.manual_seed
     torch.cuda.manual_seed_all torch.mps.manual_seed random.seed random.Random random.SystemRandom
     numpy.random.seed numpy.random.default_rng numpy.random.RandomState numpy.random.SeedSequence
-    numpy.random.PCG64
+    numpy.random.PCG64 numpy.random.PCG64DXSM numpy.random.Philox numpy.random.MT19937 numpy.random.SFC64
+    numpy.random.Generator numpy.random.BitGenerator numpy.random.set_state random.setstate
+    torch.set_rng_state torch.random.set_rng_state torch.cuda.set_rng_state torch.cuda.set_rng_state_all
+    torch.mps.set_rng_state torch.cuda.seed torch.cuda.seed_all torch.mps.seed
     """
 )
-SEED_METHODS = frozenset({"manual_seed", "seed", "manual_seed_all"})
+SEED_METHODS = frozenset({"manual_seed", "seed", "manual_seed_all", "set_state", "setstate", "set_rng_state"})
 # Settings that torch itself asks its users to assign.
 SETTINGS = ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.", "torch._functorch.config.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -31,18 +31,21 @@ from corpus.home import data_folder
 from sandbox.pool import Pool, Slot
 
 SLOTS = (Slot(0, "local"),)
+DEFAULT_SEED = 42
 PINNED = ("hardware", "torch", "data_id")
 DEFAULT_MODELS = {"anthropic": "claude-sonnet-5-5", "openai": "gpt-5.5"}
 
 
 @dataclass(frozen=True)
 class Session:
-    """A session's pinned facts. data: folder of the prepared data, None where the task needs none."""
+    """A session's pinned facts, read or about to be written. data: folder of the prepared data, None without."""
 
+    facts: Mapping[str, Any]
     folder: SessionFolder
     base: str
     task: Task
     budget: str
+    seed: int
     data: Path | None
     data_id: str
     machine: Machine
@@ -76,16 +79,15 @@ def open_session(settings: Settings, repo: Repo) -> Session:
     machine = probe()
     if facts is None:
         facts = _begin(settings, repo, machine, folder.tag)
-        folder.write_session(facts)
-    elif settings.budget is not None and settings.budget != facts["budget"]:
-        raise UsageError(
-            f"budget: session {folder.tag} runs at {facts['budget']}, found {settings.budget}; use another --tag"
-        )
+    else:
+        _refuse_others(settings, facts, repo, folder.tag)
     session = Session(
+        facts,
         folder,
         facts["base"],
         load_task(facts["task"]),
         facts["budget"],
+        facts["seed"],
         Path(facts["data"]) if facts["data"] else None,
         facts["data_id"],
         machine,
@@ -96,7 +98,7 @@ def open_session(settings: Settings, repo: Repo) -> Session:
 
 
 def _begin(settings: Settings, repo: Repo, machine: Machine, tag: str) -> dict[str, Any]:
-    base = repo.resolve(settings.from_rev)
+    base = repo.resolve(settings.from_rev or "HEAD")
     _refs_are_free(repo, tag)
     repo.read(base, (*settings.task.targets, *settings.task.fixed))
     data = _data_folder(settings) if settings.task.profile == "train" else None
@@ -104,12 +106,30 @@ def _begin(settings: Settings, repo: Repo, machine: Machine, tag: str) -> dict[s
         "base": base,
         "task": asdict(settings.task),
         "budget": settings.budget or machine.budget,
+        "seed": DEFAULT_SEED if settings.seed is None else settings.seed,
         "data": str(data) if data else None,
         "data_id": _data_id(data),
         "sandbox": "process",
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "overnight": version("overnight"),
     } | machine.facts()
+
+
+def _refuse_others(settings: Settings, facts: Mapping[str, Any], repo: Repo, tag: str) -> None:
+    """A session that goes on keeps its settings; to ask for others is a mistake, not something to pass over."""
+    wanted = {
+        "budget": settings.budget,
+        "seed": settings.seed,
+        "base": repo.resolve(settings.from_rev) if settings.from_rev else None,
+        "data": str(_data_folder(settings)) if settings.data else None,
+    }
+    for name, value in wanted.items():
+        if value is not None and value != facts[name]:
+            raise UsageError(f"{name}: session {tag} runs with {facts[name]}, found {value}; use another --tag")
+    if settings.task != load_task(facts["task"]):
+        raise UsageError(
+            f"task: session {tag} began with another [task] than overnight.toml has now; use another --tag"
+        )
 
 
 def _refs_are_free(repo: Repo, tag: str) -> None:
@@ -154,7 +174,9 @@ def build_parts(
     say: Callable[[str], None],
     proposers: Sequence[Proposer],
 ) -> Parts:
-    """Everything the loop runs on."""
+    """Everything the loop runs on. From here on the session is on disk: nothing that it needs is missing."""
+    if session.folder.session() is None:
+        session.folder.write_session(dict(session.facts))
     task = session.task
     bench = Bench(task, repo.read(session.base, task.fixed), session.data, session.machine, session.pace)
     until = stop_time(settings.until, datetime.now()) if settings.until else None
@@ -168,7 +190,7 @@ def build_parts(
         stop=Stop(settings.experiments, until, settings.max_usd),
         origin=session.origin,
         base=session.base,
-        seed=settings.seed,
+        seed=session.seed,
         say=say,
     )
 
@@ -201,7 +223,7 @@ def _proposer(name: str, session: Session, settings: Settings, repo: Repo) -> Pr
                 session.machine.device,
                 target=session.task.targets[0],
                 sampler=settings.sampler,
-                seed=settings.seed,
+                seed=session.seed,
                 direction=session.task.direction,
             )
         case "llm":

@@ -40,9 +40,10 @@ TAIL_LINES = 40
 
 @dataclass(frozen=True)
 class Smoke:
-    """Two steps of a candidate. flop_per_token: of whole training steps; memory_mb: peak, MiB; seconds: wall."""
+    """Two steps of a candidate. flop_per_token: of whole training steps, None where they ran on another device than
+    training does; memory_mb: peak, MiB; seconds: wall."""
 
-    flop_per_token: float
+    flop_per_token: float | None
     memory_mb: float
     seconds: float
 
@@ -92,7 +93,8 @@ class Bench:
             raise SmokeError(
                 f"it takes {execution.peak_rss_mb:.0f} MB of memory, {room:.0f} MB are there: make it smaller"
             )
-        return Smoke(fed["flop_per_token"], execution.peak_rss_mb, execution.wall_seconds)
+        counted = fed["flop_per_token"] if device == self.machine.device else None
+        return Smoke(counted, execution.peak_rss_mb, execution.wall_seconds)
 
     # ── one training and its score ───────────────────────────────────────────────────────────────────────────────────
 

@@ -153,6 +153,7 @@ class History:
     """What a proposer may look at: every row so far, the incumbent and its sources, and what a human or a crash said.
 
     sources: path → text of the incumbent's target files. failure: tail of the last crash's log, "" when none.
+    device: the type that runs train on, cpu, cuda or mps.
     """
 
     records: tuple[Record, ...]
@@ -161,6 +162,7 @@ class History:
     failure: str = ""
     guidance: str = ""
     fixed: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
 
 
 class Proposer(Protocol):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -51,6 +51,7 @@ class Behaviour:
     short_by: int = 0  # bytes announced in Content-Length and never sent
     wait: float = 0.0  # seconds before the answer
     drip: float = 0.0  # seconds between its bytes
+    more: Sequence[Mapping[str, Any]] = ()  # arguments of further calls in the same answer (chat completions)
 
 
 Answer = Behaviour | Callable[[Recorded], Behaviour]
@@ -191,8 +192,12 @@ def _render(request: Recorded, behaviour: Behaviour) -> dict[str, Any]:
 def _chat(request: Recorded, behaviour: Behaviour) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": behaviour.text or None}
     if behaviour.arguments is not None:
-        function = {"name": request.body["tools"][0]["function"]["name"], "arguments": behaviour.arguments}
-        message["tool_calls"] = [{"id": "call_1", "type": "function", "function": function}]
+        name = request.body["tools"][0]["function"]["name"]
+        calls = [behaviour.arguments, *map(json.dumps, behaviour.more)]
+        message["tool_calls"] = [
+            {"id": f"call_{n}", "type": "function", "function": {"name": name, "arguments": arguments}}
+            for n, arguments in enumerate(calls, 1)
+        ]
     stop = "length" if behaviour.truncated else "stop" if behaviour.arguments is None else "tool_calls"
     usage = {**USAGE, **behaviour.usage}
     sent = usage["fresh"] + usage["cached"] + usage["written"]

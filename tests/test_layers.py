@@ -52,6 +52,7 @@ FAMILIES: tuple[set[str], ...] = (
     {"prepare", "corpus", "sandbox.metrics"},
     {"agent.preflight", "agent.conduct", "agent.facts", "agent.names", "agent.rules"},
     {"agent.prompt", "agent.clients"},
+    {"agent.prompt", "agent.constants"},
     {"agent.judge", "agent.config"},
     {"agent.report", "agent.replay", "agent.ledger"},
 )

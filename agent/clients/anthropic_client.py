@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import anthropic
+import httpx2
 
 from agent.clients import wire
 from agent.clients.base import Conversation, Message, Reply, Usage, estimate
@@ -43,10 +45,11 @@ class AnthropicClient:
     def complete(self, conversation: Conversation, tool: Mapping[str, Any] | None = None) -> Reply:
         request = self._request(conversation, tool)
         try:
-            body = self._endpoint.policy.run(lambda: self._send(request))
+            body, unread_usd = wire.ask(self._endpoint, conversation, lambda: self._send(request))
         except wire.OversizedBody:
             return self._endpoint.oversized(conversation)
-        return self._reply(body, conversation)
+        reply = self._reply(body, conversation)
+        return replace(reply, cost_usd=reply.cost_usd + unread_usd)
 
     def _request(self, conversation: Conversation, tool: Mapping[str, Any] | None) -> dict[str, Any]:
         request: dict[str, Any] = {
@@ -63,7 +66,7 @@ class AnthropicClient:
             request["tool_choice"] = {"type": "auto", "disable_parallel_tool_use": True}
         return request
 
-    def _send(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _send(self, request: dict[str, Any]) -> httpx2.Response:
         try:
             response = self._sdk.messages.with_raw_response.create(**request)
         except anthropic.APIStatusError as error:
@@ -71,7 +74,7 @@ class AnthropicClient:
             raise self._endpoint.failure(error.status_code, error.response.headers, said) from error
         except anthropic.APIConnectionError as error:
             raise wire.broken(error) from error
-        return wire.body_of(response.http_response)
+        return response.http_response
 
     def _reply(self, body: dict[str, Any], conversation: Conversation) -> Reply:
         blocks = wire.dicts(body.get("content"))

@@ -6,8 +6,10 @@ import re
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import httpx2
 import openai
 
 from agent.clients import wire
@@ -58,14 +60,15 @@ class _OpenAI(ABC):
     def _complete(self, conversation: Conversation, tool: Mapping[str, Any] | None) -> Reply:
         request = self._request(conversation, tool)
         try:
-            body = self._endpoint.policy.run(lambda: self._send(request))
+            body, unread_usd = wire.ask(self._endpoint, conversation, lambda: self._send(request))
         except wire.OversizedBody:
             return self._endpoint.oversized(conversation)
-        return self._reply(body, conversation)
+        reply = self._reply(body, conversation)
+        return replace(reply, cost_usd=reply.cost_usd + unread_usd)
 
-    def _send(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _send(self, request: dict[str, Any]) -> httpx2.Response:
         try:
-            response = self._create(request)
+            response: httpx2.Response = self._create(request).http_response
         except openai.APIStatusError as error:
             status, headers = error.status_code, error.response.headers
             if "tools" in request and status in NO_TOOLS_STATUSES and NO_TOOLS.search(error.message):
@@ -73,7 +76,7 @@ class _OpenAI(ABC):
             raise self._endpoint.failure(status, headers, error.message, error.code) from error
         except openai.APIConnectionError as error:
             raise wire.broken(error) from error
-        return wire.body_of(response.http_response)
+        return response
 
     def _priced(self, usage: Usage | None, conversation: Conversation, output: str) -> tuple[Usage, float]:
         usage = usage or estimate(conversation, output)
@@ -153,8 +156,10 @@ class ChatClient(_OpenAI):
         choice = next(iter(wire.dicts(body.get("choices"))), {})
         message = choice.get("message") or {}
         text = str(message.get("content") or message.get("refusal") or "")
-        call = next(iter(wire.dicts(message.get("tool_calls"))), None)
-        arguments = None if call is None else str((call.get("function") or {}).get("arguments") or "")
+        calls = wire.dicts(message.get("tool_calls"))
+        call = next(iter(calls), None)
+        made = [str((one.get("function") or {}).get("arguments") or "") for one in calls]
+        arguments = wire.one_call(made) if made else None
         usage, cost = self._priced(
             _usage(body.get("usage"), "prompt_tokens", "completion_tokens", "prompt_tokens_details"),
             conversation,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx2
@@ -12,6 +13,7 @@ import httpx2
 from agent.clients.base import Conversation, Message, Reply, Usage, estimate
 from agent.clients.pricing import Tariff
 from agent.clients.retry import RetryPolicy, Transient, failure
+from agent.errors import ProviderError
 
 CONNECT_SECONDS = 10.0
 MAX_BODY_BYTES = 8 << 20  # a whole train.py is some 60 kB, so a reply beyond this is a server gone wrong
@@ -42,6 +44,32 @@ class Endpoint:
         usage = Usage(estimate(conversation, "").input_tokens, output_tokens=self.max_output_tokens)
         cost = self.tariff.of(usage)
         return Reply("", None, None, usage, cost, self.model, truncated=True, stop=f"more than {MAX_BODY_BYTES} bytes")
+
+
+class Unreadable(Transient):
+    """An answer came with status 200, and is cut off, empty or something else."""
+
+
+def ask(endpoint: Endpoint, conversation: Conversation, send: Callable[[], httpx2.Response]) -> tuple[Any, float]:
+    """The body of the first answer that can be read, and dollars of those before it that could not.
+
+    They were billed all the same, for at least what was asked. A ProviderError carries them in its cost_usd.
+    """
+    asked, unread = endpoint.tariff.of(replace(estimate(conversation, ""), output_tokens=0)), 0
+
+    def attempt() -> dict[str, Any]:
+        nonlocal unread
+        try:
+            return body_of(send())
+        except Unreadable:
+            unread += 1
+            raise
+
+    try:
+        return endpoint.policy.run(attempt), asked * unread
+    except ProviderError as error:
+        error.cost_usd += asked * unread
+        raise
 
 
 class OversizedBody(Exception):
@@ -82,13 +110,13 @@ def http_client(timeout: float) -> httpx2.Client:
 
 
 def body_of(response: httpx2.Response) -> dict[str, Any]:
-    """The JSON object of an answer with status 200. Transient when it is cut off, empty, or something else."""
+    """The JSON object of an answer with status 200. Raise Unreadable when it is none."""
     try:
-        body = response.json()
+        body = well_formed(response.json())
     except (ValueError, RecursionError):
-        raise Transient(f"expected JSON, found {_start(response.text)}; check --base-url") from None
+        raise Unreadable(f"expected JSON, found {_start(response.text)}; check --base-url") from None
     if not isinstance(body, dict):
-        raise Transient(f"expected a JSON object, found {_start(response.text)}; check --base-url")
+        raise Unreadable(f"expected a JSON object, found {_start(response.text)}; check --base-url")
     if body.get("error"):
         raise error_in(body["error"])
     return body
@@ -111,6 +139,25 @@ def broken(error: Exception) -> Exception:
     if isinstance(root, OversizedBody):
         return root
     return Transient(f"no complete answer ({type(root).__name__}: {str(root)[:200] or 'no details'})")
+
+
+def well_formed(value: Any) -> Any:
+    """`value` with every lone surrogate, which JSON may spell and no file can hold, replaced by a question mark."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+
+
+def one_call(calls: Sequence[str]) -> str:
+    """Arguments of several calls made at once (servers of one's own need not know how to forbid that) as one call's.
+
+    The first call says what it is about; the edits of all are its edits. What cannot be read stays the first call.
+    """
+    try:
+        read = [json.loads(call) for call in calls]
+        return (
+            json.dumps(read[0] | {"edits": [edit for call in read for edit in call["edits"]]}) if read[1:] else calls[0]
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return calls[0]
 
 
 def count(data: object, *keys: str) -> int:

@@ -45,6 +45,7 @@ class Command:
         self.name = name
         self._program = program
         self._timeout = timeout
+        self._answered = False
         self._sources: Mapping[str, str] = {}
 
     def ask(self, history: History, in_flight: Sequence[Proposal]) -> Proposal:
@@ -91,15 +92,19 @@ class Command:
             shell = ["/bin/sh", "-c", REDIRECT, "sh", str(on_stdin), str(answer), *words]
             execution = run(shell, cwd=empty, env=_environment(), limits=Limits(self._timeout), log=log)
             self._check(execution)
+            self._answered = True
             return _text(answer)
 
     def _check(self, execution: Execution) -> None:
+        """A program that has answered before is busy or at a limit: asked again later. Another one is refused."""
         if execution.ok:
             return
         last = " | ".join(prompt.plain(tail(execution.log_path, 5)).splitlines())[-300:] or "no message"
         if execution.ending is Ending.TIMED_OUT:
             raise ProviderOverloaded(f"{self._command[0]} gave no answer within {self._timeout:.0f} s: {last}")
         how = f"status {execution.returncode}" if execution.ending is Ending.EXITED else execution.ending.value
+        if self._answered:
+            raise ProviderOverloaded(f"{self._command[0]} failed with {how}: {last}")
         raise ProviderRefused(f"{self._command[0]} failed with {how}: {last}; run it by hand to see what it wants")
 
 

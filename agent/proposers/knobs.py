@@ -19,12 +19,14 @@ import random
 import re
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
@@ -69,6 +71,10 @@ class Knobs:
 
     def ask(self, history: History, in_flight: Sequence[Proposal]) -> Proposal:
         """A point not tried before, one to three knobs from the incumbent; ProviderRefused when none is left."""
+        with _stored():
+            return self._asked(history, in_flight)
+
+    def _asked(self, history: History, in_flight: Sequence[Proposal]) -> Proposal:
         source = history.sources[self._target]
         self._give_up_lost(in_flight)
         axes = self._axes(source)
@@ -95,6 +101,10 @@ class Knobs:
 
     def tell(self, proposal: Proposal, record: Record) -> None:
         """Learn from the row. What was given up as lost and ran after all is added as a trial of its own."""
+        with _stored():
+            self._told(proposal, record)
+
+    def _told(self, proposal: Proposal, record: Record) -> None:
         trial = next((trial for trial in self._trials() if str(trial.number) == proposal.key), None)
         if trial is None or trial.state is TrialState.COMPLETE:
             return
@@ -223,6 +233,20 @@ def _open(state: Path, direction: StudyDirection) -> tuple[RDBStorage, Study]:
     except (DatabaseError, OSError) as error:
         why = str(error).splitlines()[0]
         raise StateError(f"expected an Optuna study at {path}, found: {why}; move it away to start afresh") from error
+
+
+@contextmanager
+def _stored() -> Iterator[None]:
+    """A study that cannot be written (a full disk, a file taken away) ends the session in one line, to go on later."""
+    try:
+        yield
+    except (DatabaseError, StorageInternalError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise StateError(
+            f"knobs: expected to write the study, found: {str(cause).splitlines()[0]}; free the disk and run again"
+        ) from error
 
 
 def _configure(connection: DBAPIConnection, _: object) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import FAKE_TRAIN, git
+from tests.conftest import CLAIMED, FAKE_TRAIN, git
 
 ROOT = Path(__file__).parent.parent.parent
 BETTER = FAKE_TRAIN.replace("LR = 0.5", "LR = 0.2")
@@ -139,10 +139,27 @@ def test_without_data(project: Path) -> None:
     assert "data: expected a prepared set under" in done.stderr
 
 
-def test_an_unreadable_ledger_stops_everything_and_loses_nothing(project: Path) -> None:
+@pytest.mark.parametrize("command", [["history"], ["status"], ["run", "--tag", "t"], ["try", "train.py", "--tag", "t"]])
+def test_an_unreadable_ledger_stops_everything_and_loses_nothing(project: Path, command: list[str]) -> None:
     tried(project, BETTER, "--budget", "10steps")
     ledger = project / ".overnight" / "t" / "results.tsv"
     ledger.write_bytes(b"\x00\x01\x02 not a ledger \xff\n")
-    done = overnight(project, "history")
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    assert ledger.read_bytes().startswith(b"\x00\x01\x02")
+    done = overnight(project, *command)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1), done.stderr
+    assert ledger.read_bytes() == b"\x00\x01\x02 not a ledger \xff\n"
+
+
+def test_a_session_that_cannot_begin_leaves_no_trace_of_itself(project: Path) -> None:
+    done = overnight(project, "run", "--tag", "t", "--proposer", "llm")
+    assert (done.returncode, "found neither" in done.stderr) == (2, True)
+    assert not (project / ".overnight" / "t" / "session.json").exists()
+
+
+def test_a_session_goes_on_with_its_own_settings_or_not_at_all(project: Path) -> None:
+    tried(project, BETTER, "--budget", "10steps")
+    for flags in (["--seed", "7"], ["--from", "overnight/t"], ["--budget", "20steps"]):
+        done = overnight(project, "run", "--tag", "t", "--experiments", "1", *flags)
+        assert (done.returncode, "use another --tag" in done.stderr) == (2, True), done.stderr
+    (project / "overnight.toml").write_text(CLAIMED + 'direction = "max"\n')
+    done = overnight(project, "run", "--tag", "t", "--experiments", "1")
+    assert (done.returncode, "another [task]" in done.stderr) == (2, True), done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from agent.clients import key_present, make_client, split_model, wire
 from agent.clients.anthropic_client import AnthropicClient
-from agent.clients.base import Client, Conversation, Message, ToolCall, Usage
+from agent.clients.base import Client, Conversation, Message, ToolCall, Usage, estimate
 from agent.clients.openai_client import ChatClient, ResponsesClient
 from agent.clients.pricing import Price, Tariff
 from agent.clients.retry import RetryPolicy, Transient, failure, retry_after
@@ -152,6 +152,30 @@ def test_refusals_are_final_and_give_advice(kind: str, connect: Connect, code: i
     assert len(server.requests) == 1
     assert "\n" not in str(caught.value)
     assert "because of this" in str(caught.value)
+
+
+def test_answers_that_cannot_be_read_are_charged_for_what_was_asked(kind: str, connect: Connect) -> None:
+    client, _, _ = connect(kind, text("hi"), body(b""), body(b"<html>"), text("hi"), *[body(b"")] * 4)
+    plain, after = client.complete(OPENING), client.complete(OPENING)
+    asked = client.price(Usage(estimate(OPENING, "").input_tokens, output_tokens=0))
+    assert asked > 0
+    assert after.cost_usd == pytest.approx(plain.cost_usd + 2 * asked)
+    with pytest.raises(ProviderOverloaded) as caught:
+        client.complete(OPENING)
+    assert caught.value.cost_usd == pytest.approx(4 * asked)
+
+
+def test_half_a_character_does_not_get_out(kind: str, connect: Connect) -> None:
+    client, _, _ = connect(kind, text("an emoji cut in two: \ud83d."))
+    assert client.complete(OPENING).text == "an emoji cut in two: ?."
+
+
+def test_several_calls_at_once_are_one(connect: Connect) -> None:
+    first, second = ({**ARGUMENTS, "edits": [{"path": "train.py", "search": n, "replace": "x"}]} for n in "ab")
+    client, _, _ = connect("chat", tool(first, more=[second]))
+    made = json.loads(client.complete(OPENING, TOOL).tool_arguments or "")
+    assert [edit["search"] for edit in made["edits"]] == ["a", "b"]
+    assert made["description"] == ARGUMENTS["description"]
 
 
 def test_an_empty_account_is_a_refusal(connect: Connect) -> None:

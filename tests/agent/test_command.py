@@ -90,6 +90,21 @@ def test_a_failure_shows_the_programs_last_words(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_program_that_has_answered_before_is_asked_again_later(tmp_path: Path) -> None:
+    program = f"""
+import pathlib
+seen = pathlib.Path({str(tmp_path / "seen")!r})
+if seen.exists():
+    sys.exit("usage limit reached")
+seen.touch()
+print({ANSWER!r})
+"""
+    proposer = command(tmp_path, program)
+    assert proposer.ask(PAST, ()).edits
+    with pytest.raises(ProviderOverloaded, match="usage limit reached"):
+        proposer.ask(PAST, ())
+
+
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ProviderRefused, match=r"status 127.*not found"):
         Command("no-such-program-anywhere -p", program="").ask(PAST, ())

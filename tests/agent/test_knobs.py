@@ -47,6 +47,22 @@ def trials(state: Path) -> dict[str, FrozenTrial]:
     return {str(trial.number): trial for trial in study.trials}
 
 
+def test_a_study_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    code = f"""
+import resource, signal, pathlib
+from agent.proposers.knobs import Knobs
+from tests.agent.test_knobs import SMALL, history
+knobs = Knobs(pathlib.Path({str(tmp_path)!r}), "cpu")
+knobs.ask(history(SMALL), ())
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk, a write fails
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+for _ in range(20):
+    knobs.ask(history(SMALL), ())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "StateError: knobs: expected to write the study, found: " in done.stderr.splitlines()[-1]
+
+
 def test_a_proposal_turns_one_to_three_knobs_of_the_real_script(tmp_path: Path) -> None:
     knobs = Knobs(tmp_path, "cpu")
     before = {constant.name: constant for constant in find(TRAIN, "cpu")}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import pytest
 from agent.config import load
 from agent.errors import ProviderRefused, StateError, UsageError
 from agent.folder import SessionFolder
+from agent.judge import Judge
 from agent.ledger import Ledger
 from agent.loop import Loop
 from agent.repo import Repo
 from agent.session import SLOTS, build_parts, make_proposers, open_session
-from agent.values import Proposal, Record, Run
-from benchmarks.wire_server import WireServer, tool
+from agent.values import Proposal, Record, Run, RunAgain, Status, Trial, Verdict
+from benchmarks.wire_server import WireServer, slow, tool
 from sandbox.pool import LocalPool
 from tests.agent.test_repo import dirty, fingerprint
 from tests.conftest import FAKE_TRAIN, commit_all, git
@@ -33,7 +35,7 @@ def edit(search: str, replace: str, description: str = "an idea", **more: Any) -
     return {"tool": {"description": description, "hypothesis": "h", "category": "schedule", "edits": edits}} | more
 
 
-def session(project: Path, replies: list[dict[str, Any]], **flags: Any) -> tuple[str, Loop]:
+def session(project: Path, replies: list[dict[str, Any]], judge: Judge | None = None, **flags: Any) -> tuple[str, Loop]:
     """Run a session over scripted replies until it stops; the reason and the loop."""
     script = project.parent / "script.jsonl"
     script.write_text("".join(json.dumps(reply) + "\n" for reply in replies))
@@ -41,7 +43,8 @@ def session(project: Path, replies: list[dict[str, Any]], **flags: Any) -> tuple
     settings, repo = load(project, given), Repo(project)
     opened = open_session(settings, repo)
     with opened.folder.lock(), LocalPool[Run](SLOTS) as pool:
-        loop = Loop(build_parts(opened, settings, repo, pool, print, make_proposers(opened, settings, repo)))
+        parts = build_parts(opened, settings, repo, pool, print, make_proposers(opened, settings, repo))
+        loop = Loop(replace(parts, judge=judge or parts.judge))
         return loop.run(), loop
 
 
@@ -304,6 +307,59 @@ def test_ctrl_c_twice_abandons_it_and_a_resumed_session_runs_it_again(project: P
     assert again.returncode == 0, out + err
     assert [record.trial for record in rows(project)] == [0, 1, 2]
     assert rows(project)[2].status == "keep"
+
+
+def waiting_session(project: Path, server: WireServer, model: str) -> subprocess.Popen[str]:
+    """A session that waits for its first answer."""
+    command = ["run", "--tag", "t", "--proposer", "llm", "--model", model, "--base-url", server.base_url]
+    child = overnight(project, *command, "--price", "1,1", "--budget", "10steps", "--experiments", "2")
+    deadline = time.monotonic() + 60
+    while not server.requests:
+        assert time.monotonic() < deadline
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.05)
+    return child
+
+
+def test_ctrl_c_while_a_model_thinks_begins_no_training_and_loses_no_answer(project: Path) -> None:
+    wanted = edit("LR = 0.5", "LR = 0.2")["tool"]
+    with WireServer([slow(2.0, tool(wanted))]) as server:
+        child = waiting_session(project, server, "openai:some")
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=30)
+    assert (child.returncode, "trial 1 is ready, not begun" in out) == (0, True), out + err
+    assert [record.trial for record in rows(project)] == [0]
+    _, loop = session(project, [], experiments=1)
+    assert [record.val_bpb for record in loop.records] == [1.16, 1.01]
+    assert loop.records[1].cost_usd > 0.0
+
+
+@pytest.mark.parametrize("model", ["anthropic:some", "openai:some"])
+def test_ctrl_c_twice_ends_the_wait_for_a_model(project: Path, model: str) -> None:
+    with WireServer([slow(60.0)] * 9) as server:
+        child = waiting_session(project, server, model)
+        began = time.monotonic()
+        for _ in range(2):
+            child.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        _, err = child.communicate(timeout=30)
+    assert time.monotonic() - began < 20
+    assert child.returncode == 1
+    assert err.strip().splitlines()[-1] == "overnight: interrupted; `overnight run --tag t` goes on"
+
+
+class Twice:
+    """Trains everything once more, with seed 7, before it keeps it."""
+
+    def decide(self, trial: Trial, _incumbent: Record | None) -> Verdict | RunAgain:
+        return RunAgain(7, "once more") if len(trial.runs) < 2 else Verdict(Status.KEEP, "twice")
+
+
+def test_a_judge_may_ask_for_another_seed(project: Path) -> None:
+    _, loop = session(project, [edit("LR = 0.5", "LR = 0.2")], judge=Twice(), experiments=1)
+    assert [(record.status, record.n) for record in loop.records] == [("keep", 2), ("keep", 2)]
+    runs = SessionFolder(project, "t").trial(1).runs()
+    assert [json.loads((run / "trial.json").read_text())["seed"] for run in runs] == [42, 7]
 
 
 def killed_session(project: Path) -> subprocess.Popen[str]:

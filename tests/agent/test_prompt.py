@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -99,7 +100,7 @@ def test_only_the_last_part_changes_with_a_discard_and_the_first_never() -> None
 
 
 def test_sections_that_are_off_are_left_out() -> None:
-    shown = prompt.without_optional(TRAIN)
+    shown = prompt.without_optional(TRAIN, "cpu")
     assert "Experts" not in shown
     assert "Heads" not in shown
     assert "class Average" in shown
@@ -113,7 +114,13 @@ def test_sections_that_are_off_are_left_out() -> None:
     ids=["device", "value", "call"],
 )
 def test_a_section_that_may_be_on_stays(more: str) -> None:
-    assert "Experts" in prompt.without_optional(TRAIN + more)
+    assert "Experts" in prompt.without_optional(TRAIN + more, "cpu")
+
+
+def test_what_is_off_on_this_device_is_left_out_of_the_real_file() -> None:
+    train = (Path(__file__).parents[2] / "train.py").read_text()
+    assert "def flex_masks" not in prompt.without_optional(train, "cpu")
+    assert "def flex_masks" in prompt.without_optional(train, "cuda")
 
 
 def test_sections_of_unknown_switches_or_broken_files_stay() -> None:
@@ -121,7 +128,7 @@ def test_sections_of_unknown_switches_or_broken_files_stay() -> None:
     open_ended = "A = False\n# --- optional: a (switch: A) ---\nx = 1\n"
     unclosed = open_ended + "# --- optional: b (switch: B) ---\ny = 2\n# --- end optional ---\n"
     for source in (unknown, open_ended, unclosed, TRAIN + "def broken(:\n"):
-        assert prompt.without_optional(source) == source
+        assert prompt.without_optional(source, "cpu") == source
 
 
 def test_the_public_part_has_signatures_and_no_bodies() -> None:
