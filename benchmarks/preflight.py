@@ -4,7 +4,7 @@
 
 Each round checks a source never seen before. "edit of main": the parent is known, as in a session; `main` is changed.
 "all new": nothing is known, each statement has a new comment, and the file is its own parent. Parsing by libcst alone
-is timed beside them. Wall times in milliseconds, garbage collection on.
+is timed beside them. Wall times in milliseconds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A whole session against a server that speaks the OpenAI wire format: every exchange, check, commit and run is real.
 
-    python -m benchmarks.wire_session [--train FILE] [--budget 5e10flop] [--out FILE]
+    python -m benchmarks.wire_session [--train FILE] [--budget 2e11flop] [--out FILE]
 
 The "model" behind the server is a script: good edits, one that was tried before (refused, then replaced), one whose
 SEARCH matches nothing (repaired), one that crashes in training but not in its smoke run (repaired), and a 429 on the
@@ -116,7 +116,7 @@ def facts(folder: Path, asked: list[str]) -> dict[str, bool]:
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--train", type=Path, default=ROOT / "train.py")
-    options.add_argument("--budget", default="5e10flop")
+    options.add_argument("--budget", default="2e11flop")
     options.add_argument("--out", type=Path, help="keep the ledger here")
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as name:

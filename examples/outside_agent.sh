@@ -3,7 +3,7 @@
 #   examples/outside_agent.sh [BUDGET]
 # Tries three candidates: one that breaks the contract, one whole file, one patch. Reads every verdict as JSON.
 set -euo pipefail
-budget=${1:-1e11flop}
+budget=${1:-4e11flop}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 field() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }
@@ -19,7 +19,7 @@ echo "trial $(field trial <<< "$verdict"): $(field status <<< "$verdict") at $(f
 
 # 3. A patch against whatever is the incumbent now.
 git show "$(git rev-parse overnight/outside):train.py" > "$work/now.py"
-sed 's/^\(    WARMUP_RATIO = \)[0-9.]*/\10.05/' "$work/now.py" > "$work/next.py"
+sed 's/^\(    WARMUP_RATIO = \)[0-9.]*/\10.2/' "$work/now.py" > "$work/next.py"
 diff -u --label a/train.py --label b/train.py "$work/now.py" "$work/next.py" > "$work/change.patch" || true
 verdict=$(overnight try "$work/change.patch" --tag outside --description "a little warm-up" --json) || true
 echo "trial $(field trial <<< "$verdict"): $(field status <<< "$verdict") at $(field val_bpb <<< "$verdict")"
