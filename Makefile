@@ -6,7 +6,7 @@ TAG ?= demo
 TRIALS ?= 9
 BUDGET ?= 1e12flop
 
-.PHONY: run test check bench clean
+.PHONY: run test slow check bench attack clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: expected Python >= 3.11, found " + sys.version.split()[0] + "; set PYTHON=")'
@@ -20,13 +20,19 @@ run: $(VENV)/installed  ## set up, make the data, run a short offline session, p
 	$(BIN)/overnight run --tag $(TAG) --proposer knobs --budget $(BUDGET) --experiments $(TRIALS)
 	$(BIN)/overnight replay $(TAG) --plot progress.png
 
-test: $(VENV)/installed  ## everything but what needs a GPU or spends money
-	$(BIN)/python -m pytest -q -n 2 -m 'not gpu and not paid'
+test: $(VENV)/installed  ## everything but what is slow, needs a GPU or spends money
+	$(BIN)/python -m pytest -q -n 2 -m 'not slow and not gpu and not paid'
+
+slow: $(VENV)/installed  ## what `make test` leaves out to stay short
+	$(BIN)/python -m pytest -q -n 2 -m 'slow and not gpu and not paid'
 
 check: $(VENV)/installed  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+attack: $(VENV)/installed  ## everything that must not come through, on every level, as a table
+	$(BIN)/python -m tests.attacks
 
 bench: $(VENV)/installed  ## the quick form of every benchmark
 	$(BIN)/python benchmarks/preflight.py --quick

@@ -47,7 +47,8 @@ SMALL_BUDGET = "2e13flop"
 
 METERED_STEPS = 2  # whole optimizer steps, whatever they accumulate, whose FLOPs are counted
 
-CHECKPOINT, CONFIG, CURVE = "model.safetensors", "config.json", "curve.jsonl"
+CHECKPOINT, CONFIG = "model.safetensors", "config.json"
+CHUNK = 1 << 24  # bytes of a checkpoint sent at once
 
 
 def _settings() -> dict[str, Any]:
@@ -126,10 +127,17 @@ class Feed:
             return None
         return self._batch(tokens)
 
-    def seal(self) -> dict[str, Any]:
-        """Tell the feeder that the checkpoint has landed; what it counted."""
-        facts, _ = self._ask("sealed")
+    def seal(self, config: Any = None, weights: bytes = b"") -> dict[str, Any]:
+        """Hand the checkpoint over; what the feeder counted. From here on nothing can be changed about the run."""
+        self._link.send_bytes(json.dumps({"op": "seal", "config": config, "bytes": len(weights)}).encode())
+        for start in range(0, len(weights), CHUNK):
+            self._link.send_bytes(weights[start : start + CHUNK])
+        facts, _ = _read(self._link)
         return facts
+
+    def note(self, op: str, **fields: Any) -> None:
+        """Tell the feeder something that it keeps and does not answer with anything new."""
+        self._ask(op, **fields)
 
     def _ask(self, op: str, **fields: Any) -> tuple[dict[str, Any], np.ndarray | None]:
         self._link.send_bytes(json.dumps({"op": op, **fields}).encode())
@@ -288,8 +296,7 @@ def log(**fields: Any) -> None:
     row |= {"progress": round(feed.progress, 5), "tokens": feed.tokens, "seconds": round(feed.seconds, 3)}
     _last_log.update(row)
     if TRIAL:
-        with Path(CURVE).open("a") as curve:
-            curve.write(json.dumps(row) + "\n")
+        feed.note("log", row=row)
     shown = (f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
     print(" | ".join(shown), flush=True)
 
@@ -297,10 +304,10 @@ def log(**fields: Any) -> None:
 def finish(model: Any, config: Any) -> None:
     """End of training. config: a dataclass from which `build_model(config)` builds the module again."""
     if TRIAL:
-        save(model, config)
-        open_feed().seal()
+        described, weights = checkpoint(model, config)
+        open_feed().seal(described, weights)
         if TRIAL.get("smoke"):
-            rehearse()
+            rehearse(described, weights)
         return
     from sandbox.metrics import Metrics, format_summary
 
@@ -313,15 +320,12 @@ def finish(model: Any, config: Any) -> None:
     print(format_summary(metrics), flush=True)
 
 
-def save(model: Any, config: Any) -> None:
-    """Write the checkpoint (safetensors, CPU) and its config (JSON) into the working folder, whole or not at all."""
-    from safetensors.torch import save_file
+def checkpoint(model: Any, config: Any) -> tuple[dict[str, Any], bytes]:
+    """What scoring needs: the config and facts of the model (JSON can hold them), and its weights as safetensors."""
+    from safetensors.torch import save
 
     state = {name.removeprefix("_orig_mod."): t.detach().cpu().clone() for name, t in model.state_dict().items()}
-    facts = {"config": dataclasses.asdict(config), "facts": model_facts(model, config)}
-    Path(CONFIG).write_text(json.dumps(facts))
-    save_file(state, CHECKPOINT + ".part")
-    Path(CHECKPOINT + ".part").replace(CHECKPOINT)
+    return {"config": dataclasses.asdict(config), "facts": model_facts(model, config)}, save(state)
 
 
 def model_facts(model: Any, config: Any) -> dict[str, Any]:
@@ -346,10 +350,10 @@ def model_facts(model: Any, config: Any) -> dict[str, Any]:
 
 
 def evaluate_bpb(model: Any, link: Connection, where: Any) -> dict[str, Any]:
-    """Answer the referee's rows with nats until it has seen enough; what it says at the end.
+    """Answer the referee's rows until it has seen enough; what it says at the end.
 
     Validation bits per byte: nats of the target tokens / bytes of those tokens / ln 2, special tokens in neither. The
-    referee sums; this side only ever sees the rows of one batch.
+    referee sums; this side only ever sees the rows of one batch. An auditor asks for logits at one place of each row.
     """
     import torch
 
@@ -364,50 +368,64 @@ def evaluate_bpb(model: Any, link: Connection, where: Any) -> dict[str, Any]:
             tokens = torch.from_numpy(rows.astype(np.int64)).to(where)
             counter = flop_counter() if forward_flop is None else None
             with counter or contextlib.nullcontext():
-                nats = token_nats(model, tokens)
+                answer = logits_at(model, tokens, facts["at"]) if "at" in facts else token_nats(model, tokens)
             if counter is not None:
-                forward_flop = counter.get_total_flops() / nats.numel()
-            link.send_bytes(nats.cpu().numpy().astype("<f4").tobytes())
+                forward_flop = counter.get_total_flops() / tokens[:, 1:].numel()
+            link.send_bytes(answer.cpu().numpy().astype("<f4").tobytes())
+
+
+def logits_of(model: Any, idx: Any) -> Any:
+    """idx: int64 (B, T) -> float32 (B, T, V)."""
+    logits = model(idx)
+    if logits.dim() != 3 or logits.shape[:2] != idx.shape:
+        raise ValueError(
+            f"scoring: expected logits of shape (B, T, V), found {tuple(logits.shape)} for tokens {tuple(idx.shape)}"
+        )
+    return logits.float()
 
 
 def token_nats(model: Any, rows: Any) -> Any:
     """rows: int64 (B, T + 1) -> float32 (B, T), −log p of each next token."""
     import torch.nn.functional as F
 
-    logits = model(rows[:, :-1])
-    expected = (*rows[:, :-1].shape, logits.shape[-1])
-    if logits.shape != expected or logits.dim() != 3:
-        raise ValueError(
-            f"scoring: expected logits of shape (B, T, V), found {tuple(logits.shape)} for rows {tuple(rows.shape)}"
-        )
-    return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten(), reduction="none").view(len(rows), -1)
+    logits = logits_of(model, rows[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(len(rows), -1)
 
 
-def load_model() -> Any:
+def logits_at(model: Any, rows: Any, places: list[int]) -> Any:
+    """rows: int64 (B, T + 1), places: B positions -> float32 (B, V), the logits of what follows each position."""
+    import torch
+
+    return logits_of(model, rows[:, :-1])[torch.arange(len(rows)), places]
+
+
+def load_model(described: dict[str, Any], weights: bytes) -> Any:
     """The candidate's module with the sealed weights, in the working folder of a scoring run."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     sys.path.insert(0, str(Path.cwd()))
     import train
 
-    config = train.GPTConfig(**json.loads(Path(CONFIG).read_text())["config"])
-    model = train.build_model(config).to(device())
-    model.load_state_dict(load_file(CHECKPOINT), strict=True)
+    model = train.build_model(train.GPTConfig(**described["config"])).to(device())
+    model.load_state_dict(load(weights), strict=True)
     return model
 
 
-def rehearse() -> None:
+def rehearse(described: dict[str, Any], weights: bytes) -> None:
     """What scoring will do with the checkpoint, on one row: found here, a fault costs no budget."""
     import torch
 
     length = open_feed().max_seq_len
     rows = torch.zeros(1, length + 1, dtype=torch.int64, device=device())
-    with torch.inference_mode():
-        token_nats(load_model().eval(), rows)
+    model = load_model(described, weights).eval()
+    with torch.inference_mode(), flop_counter() as counter:
+        token_nats(model, rows)
+    open_feed().note("rehearsed", forward_flop_per_token=counter.get_total_flops() / length)
 
 
 def score() -> None:
-    evaluate_bpb(load_model(), Connection(TRIAL["fd"]), device())
+    described = json.loads(Path(CONFIG).read_text())
+    evaluate_bpb(load_model(described, Path(CHECKPOINT).read_bytes()), Connection(TRIAL["fd"]), device())
 
 
 # ── command line ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,16 +17,28 @@ import typer
 
 from agent import reading
 from agent.config import load
-from agent.errors import OvernightError, StateError
+from agent.errors import OvernightError, StateError, UsageError
 from agent.folder import sessions
 from agent.ledger import incumbent
 from agent.loop import Loop
 from agent.proposers.given import Given
 from agent.reading import AsJson, Tag
+from agent.recheck import recheck
 from agent.repo import Repo
-from agent.session import SLOTS, build_parts, describe, make_proposers, open_session
-from agent.values import Run, Status
+from agent.session import (
+    SLOTS,
+    allow_foreign,
+    build_parts,
+    describe,
+    latest_tag,
+    make_bench,
+    make_proposers,
+    open_session,
+)
+from agent.values import Outcome, Status
 from sandbox.pool import LocalPool
+
+Sandboxing = Annotated[str | None, typer.Option(help="bwrap, or process: no wall around the code that is tried.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(reading.app)
@@ -67,6 +79,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of every first run (42).")] = None,
     from_rev: Annotated[str | None, typer.Option("--from", help="Revision a new session starts from (HEAD).")] = None,
     data: Annotated[str | None, typer.Option(help="Folder of prepared data (the one prepared last).")] = None,
+    sandbox: Sandboxing = None,
 ) -> None:
     """Run the loop until a stop condition or Ctrl-C: once finishes the trial, twice abandons it."""
     flags = dict(locals())
@@ -74,9 +87,10 @@ def run(
     settings = load(repo.root, flags)
     session = open_session(settings, repo)
     typer.echo(
-        f"session {session.folder.tag}: {describe(settings)}, {session.budget} a run on {session.machine.hardware}"
+        f"session {session.folder.tag}: {describe(settings)}, {session.budget} a run on {session.machine.hardware}, "
+        f"sandbox {session.isolation.level}"
     )
-    with session.folder.lock(), LocalPool[Run](SLOTS) as pool:
+    with session.folder.lock(), LocalPool[Outcome](SLOTS) as pool:
         proposers = make_proposers(session, settings, repo)
         loop = Loop(build_parts(session, settings, repo, pool, typer.echo, proposers))
         with _interruptible(loop, pool):
@@ -92,15 +106,18 @@ def try_(
     tag: Tag = None,
     description: Annotated[str, typer.Option(help="What it changes, for the ledger.")] = "",
     budget: Annotated[str | None, typer.Option(help="Budget of a session that this command begins.")] = None,
+    sandbox: Sandboxing = None,
     as_json_: AsJson = False,
 ) -> None:
     """Put one candidate through the loop's own gates, run, judge and ledger. Exit 0 only for a keep."""
     repo = Repo(Path.cwd())
     known = sessions(repo.root)
-    settings = load(repo.root, {"tag": tag or (known[0] if known else None), "budget": budget})
+    tag = tag or (known[0] if known else None)
+    settings = load(repo.root, {"tag": tag, "budget": budget, "sandbox": sandbox})
     session = open_session(settings, repo)
+    allow_foreign(session, settings)
     given = Given(file, session.task.targets[0], description)
-    with session.folder.lock(), LocalPool[Run](SLOTS) as pool:
+    with session.folder.lock(), LocalPool[Outcome](SLOTS) as pool:
         say = _to_stderr if as_json_ else typer.echo
         loop = Loop(build_parts(session, settings, repo, pool, say, [given]))
         with _interruptible(loop, pool):
@@ -110,12 +127,38 @@ def try_(
     raise SystemExit(0 if record.status == Status.KEEP else 1)
 
 
+@app.command()
+def audit(
+    tag: Tag = None,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train again where a checkpoint is gone.")] = False,
+    sandbox: Sandboxing = None,
+    as_json_: AsJson = False,
+) -> None:
+    """Measure every kept row again, from its commit and checkpoint. Exit 1 if one of them no longer holds."""
+    repo = Repo(Path.cwd())
+    settings = load(repo.root, {"tag": tag or latest_tag(repo.root), "sandbox": sandbox})
+    session = open_session(settings, repo)
+    allow_foreign(session, settings)
+    if session.folder.session() is None:
+        raise UsageError(f"session: expected one named {settings.tag}, found none")
+    checks = []
+    with session.folder.lock():
+        for check in recheck(make_bench(session, repo), session.folder, repo, retrain):
+            checks.append(check)
+            value = "        " if check.found is None else f"{check.found:.6f}"
+            says = f"{check.trial:>4}  {value}  {check.description}  ({check.problem or 'holds'})"
+            (_to_stderr if as_json_ else typer.echo)(says)
+    if as_json_:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=1))
+    raise SystemExit(1 if any(check.problem for check in checks) else 0)
+
+
 def _to_stderr(text: str) -> None:
     typer.echo(text, err=True)
 
 
 @contextmanager
-def _interruptible(loop: Loop, pool: LocalPool[Run]) -> Iterator[None]:
+def _interruptible(loop: Loop, pool: LocalPool[Outcome]) -> Iterator[None]:
     """Ctrl-C once: finish what runs, begin nothing. Twice: abandon it, or the wait for a proposal."""
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

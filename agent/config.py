@@ -17,6 +17,7 @@ FILE = "overnight.toml"
 TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,40}")
 PROFILES = ("train", "claimed")
 METRICS = ("val_bpb",)  # what the summary block and the referee know
+LEVELS = ("bwrap", "process")
 DIRECTIONS = ("min", "max")
 KINDS: dict[str, Any] = {"experiments": int, "seed": int, "max_usd": int | float, "prices": dict} | dict.fromkeys(
     ("targets", "fixed", "command"), list | tuple | str
@@ -71,6 +72,7 @@ class Settings:
     prices: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
     sampler: str = "tpe"
+    sandbox: str | None = None
     seed: int | None = None
     task: Task = field(default_factory=Task)
 
@@ -83,6 +85,8 @@ class Settings:
             raise UsageError(f"experiments: expected 0 or more, found {self.experiments}")
         if self.max_usd is not None and self.max_usd < 0:
             raise UsageError(f"max-usd: expected 0 or more, found {self.max_usd}")
+        if self.sandbox is not None:
+            _one_of("sandbox", self.sandbox, LEVELS)
         if self.until is not None:
             stop_time(self.until, datetime.now())
 

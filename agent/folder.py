@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import StateError
-from agent.values import Candidate, Edit, Proposal, Purpose, Record
+from agent.values import Audit, Candidate, Edit, Proposal, Purpose, Record
 from sandbox.workspace import write_aside
 
 CHECKPOINT = "model.safetensors"
+CONFIG = "config.json"  # of the model in the checkpoint, and what it says of itself
+SCORED = "nats.npy"  # of every scored token, for the audit
 
 
 def sessions(root: Path) -> list[str]:
@@ -121,6 +123,12 @@ class SessionFolder:
         folder = self.path / "proposers" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def audit_of(self, record: Record | None) -> Audit | None:
+        """The audit of a kept row, None where it had none."""
+        runs = self.trial(record.trial or 0).runs() if record is not None else []
+        facts = _read_json(runs[-1] / "audit.json") if runs else None
+        return None if facts is None else Audit(**facts)
 
     def guidance(self) -> str:
         path = self.path / "guidance.md"

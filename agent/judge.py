@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from agent.config import Task
-from agent.values import Record, RunAgain, Status, Trial, Verdict
+from agent.values import Audit, Record, RunAgain, Status, Trial, Verdict
+
+# What a blind answer may differ from the scored one, in nats: the largest difference, and the mean with its sign. By
+# device, found by measuring honest models in float32 and bfloat16; docs/bench.md has the figures.
+TOLERANCE = {"cpu": (0.02, 0.001), "cuda": (0.25, 0.005), "mps": (0.25, 0.005)}
 
 
 class Judge(Protocol):
@@ -37,3 +41,21 @@ class Greedy:
         if self.task.better(value, incumbent.val_bpb):
             return Verdict(Status.KEEP, change)
         return Verdict(Status.DISCARD, change)
+
+
+def confirm(keep: Verdict, audit: Audit, before: Audit | None, device: str, task: Task) -> Verdict:
+    """What an audit leaves of a keep. before: the incumbent's audit, None for the baseline.
+
+    Answers that differ are a reject, with both numbers. A gain that lives on the split that scores and not on the one
+    that was held back is no gain.
+    """
+    if audit.problem or audit.worst is None or audit.scored is None or audit.blind is None or audit.held_bpb is None:
+        return Verdict(Status.REJECT, f"audit: {audit.problem or 'no answer'}")
+    worst, mean = TOLERANCE[device]
+    if audit.worst > worst or abs(audit.blind - audit.scored) > mean:
+        found = f"{audit.scored:.4f} nats a token were scored, {audit.blind:.4f} when it could not look ahead"
+        return Verdict(Status.REJECT, f"audit: {found}, {audit.worst:.4f} apart at worst, at {audit.probes} places")
+    if before is None or before.held_bpb is None or task.better(audit.held_bpb, before.held_bpb):
+        return keep
+    gone = f"{audit.held_bpb - before.held_bpb:+.6f} on the held-back split"
+    return Verdict(Status.DISCARD, f"{keep.reason}, but {gone}: no gain")

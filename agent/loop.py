@@ -17,14 +17,27 @@ from agent.desk import REPAIRS, Desk, Draft, Gate, Ready
 from agent.errors import SmokeError, StateError
 from agent.folder import CHECKPOINT, SessionFolder
 from agent.forecast import forecast
-from agent.judge import Judge
+from agent.judge import Judge, confirm
 from agent.ledger import incumbent
 from agent.memory import CutOff, Memory
 from agent.recording import Origin, record_of, rejected
 from agent.repo import Repo, trial_ref
 from agent.stops import Stop, experiments, spent
 from agent.trial import Bench, Smoke
-from agent.values import Candidate, History, Proposal, Proposer, Record, Run, RunAgain, Status, Trial, Verdict
+from agent.values import (
+    Audit,
+    Candidate,
+    History,
+    Outcome,
+    Proposal,
+    Proposer,
+    Record,
+    Run,
+    RunAgain,
+    Status,
+    Trial,
+    Verdict,
+)
 from sandbox.pool import Pool, Slot
 from sandbox.process import Ending, tail
 
@@ -43,7 +56,7 @@ class Parts:
     bench: Bench
     judge: Judge
     proposers: Sequence[Proposer]
-    pool: Pool[Run]
+    pool: Pool[Outcome]
     stop: Stop
     origin: Origin
     base: str
@@ -54,11 +67,15 @@ class Parts:
 
 @dataclass(frozen=True)
 class Flight:
-    """A trial on its way through the pool, and the draft it came from (None: the baseline)."""
+    """A trial on its way through the pool, and the draft it came from (None: the baseline).
+
+    keep: the verdict that is being audited, None while it trains.
+    """
 
     trial: Trial
     smoke: Smoke | None
     draft: Draft | None
+    keep: Verdict | None = None
 
 
 class Loop:
@@ -141,7 +158,7 @@ class Loop:
         first = self.parts.seed if proposal.seed is None else proposal.seed
         folder = self.parts.folder.trial(trial.number).run(len(trial.runs))
 
-        def job(slot: Slot, cancel: threading.Event) -> Run:
+        def job(slot: Slot, cancel: threading.Event) -> Outcome:
             return self.bench.run(
                 trial.candidate,
                 folder,
@@ -158,16 +175,34 @@ class Loop:
         """Wait for one run and do what the judge says."""
         job, future = self.parts.pool.wait()
         flight = self.flights.pop(job)
-        run = future.result()
-        if run.execution.ending is Ending.CANCELLED:
+        done = future.result()
+        if done is None or (isinstance(done, Run) and done.execution.ending is Ending.CANCELLED):
             again = f"`overnight run --tag {self.parts.folder.tag}` runs it again"
             raise StateError(f"interrupted: trial {flight.trial.number} was abandoned; {again}")
-        trial = replace(flight.trial, runs=(*flight.trial.runs, run))
-        decision = self.parts.judge.decide(trial, incumbent(self.records))
+        if isinstance(done, Audit):
+            assert flight.keep is not None, "only keeps are audited"
+            before = self.parts.folder.audit_of(incumbent(self.records))
+            self.conclude(flight, confirm(flight.keep, done, before, self.bench.machine.device, self.bench.task))
+            return
+        flight = replace(flight, trial=replace(flight.trial, runs=(*flight.trial.runs, done)))
+        decision = self.parts.judge.decide(flight.trial, incumbent(self.records))
         if isinstance(decision, RunAgain):
-            self.launch(replace(flight, trial=trial), decision.seed)
+            self.launch(flight, decision.seed)
+        elif decision.status is Status.KEEP and self.bench.task.profile == "train":
+            self.audit(replace(flight, keep=decision))
         else:
-            self.conclude(replace(flight, trial=trial), decision)
+            self.conclude(flight, decision)
+
+    def audit(self, flight: Flight) -> None:
+        """Before it is kept, its last run is asked again, blindly."""
+        trial = flight.trial
+        folder = self.parts.folder.trial(trial.number).run(len(trial.runs) - 1)
+
+        def job(slot: Slot, cancel: threading.Event) -> Outcome:
+            found = self.bench.audit(trial.candidate, folder, slot, cancel)
+            return None if cancel.is_set() else found
+
+        self.flights[self.parts.pool.submit(job)] = flight
 
     def conclude(self, flight: Flight, verdict: Verdict) -> None:
         """The verdict is final: record it, let the branch follow, tell the proposer."""

@@ -27,6 +27,7 @@ from agent.stops import experiments, spent
 from agent.values import Record
 from corpus.errors import DataError
 from corpus.home import data_folder
+from sandbox.isolation import detect
 from sandbox.process import tail
 
 app = typer.Typer()
@@ -188,7 +189,8 @@ def _doctor() -> dict[str, Any]:
         facts["repository"] = f"missing: {error}"
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     facts["disk_free_gb"] = round(free, 1) if free >= 1 else f"missing: expected 1 GiB free, found {free:.2f}"
-    facts["sandbox"] = "process (own session, own folder, no keys; no wall between a trial and your files)"
+    found = detect()
+    facts["sandbox"] = f"{found.level}{f' only: {found.why}' if found.why else ''}"
     return facts
 
 

@@ -21,9 +21,13 @@ class Origin:
 
 
 def record_of(trial: Trial, verdict: Verdict, parent: Record | None, cost_usd: float, origin: Origin) -> Record:
-    """The row of a trial that ran. For a keep the value is the mean of its runs, otherwise the first run's."""
+    """The row of a trial that ran. For a keep the value is the mean of its runs, otherwise the first run's.
+
+    A number that did not survive its audit is in the reason only.
+    """
     first, proposal = trial.runs[0], trial.candidate.proposal
-    values = [run.metrics.val_bpb for run in trial.runs if run.metrics is not None]
+    believed = verdict.status is not Status.REJECT
+    values = [run.metrics.val_bpb for run in trial.runs if run.metrics is not None and believed]
     metrics = first.metrics
     return Record(
         commit=trial.commit[:7],

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from agent.cell import Cell
 from agent.clients import KEYS, make_client, split_model
 from agent.clients.pricing import Price
 from agent.config import Settings, Task, load_task, stop_time
@@ -25,13 +26,15 @@ from agent.recording import Origin
 from agent.repo import Repo, branch_ref
 from agent.stops import Stop
 from agent.trial import Bench, Pace
-from agent.values import Proposer, Run
+from agent.values import Outcome, Proposer
 from corpus.errors import DataError
-from corpus.home import data_folder
+from corpus.home import data_folder, verify
+from sandbox.isolation import Isolation, Level, detect
 from sandbox.pool import Pool, Slot
 
 SLOTS = (Slot(0, "local"),)
 DEFAULT_SEED = 42
+FOREIGN = {"llm", "command"}  # proposers that write code; the others set constants
 PINNED = ("hardware", "torch", "data_id")
 DEFAULT_MODELS = {"anthropic": "claude-sonnet-5-5", "openai": "gpt-5.5"}
 
@@ -49,6 +52,7 @@ class Session:
     data: Path | None
     data_id: str
     machine: Machine
+    isolation: Isolation
     pace: Pace
 
     @property
@@ -77,8 +81,9 @@ def open_session(settings: Settings, repo: Repo) -> Session:
     folder.create()
     facts = folder.session()
     machine = probe()
+    isolation = _isolation(settings.sandbox or (facts or {}).get("sandbox"))
     if facts is None:
-        facts = _begin(settings, repo, machine, folder.tag)
+        facts = _begin(settings, repo, machine, folder.tag) | {"sandbox": isolation.level.value}
     else:
         _refuse_others(settings, facts, repo, folder.tag)
     session = Session(
@@ -91,6 +96,7 @@ def open_session(settings: Settings, repo: Repo) -> Session:
         Path(facts["data"]) if facts["data"] else None,
         facts["data_id"],
         machine,
+        isolation,
         Pace(**facts.get("pace", {})),
     )
     _still_the_same(session, facts)
@@ -109,7 +115,6 @@ def _begin(settings: Settings, repo: Repo, machine: Machine, tag: str) -> dict[s
         "seed": DEFAULT_SEED if settings.seed is None else settings.seed,
         "data": str(data) if data else None,
         "data_id": _data_id(data),
-        "sandbox": "process",
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "overnight": version("overnight"),
     } | machine.facts()
@@ -132,6 +137,25 @@ def _refuse_others(settings: Settings, facts: Mapping[str, Any], repo: Repo, tag
         )
 
 
+def _isolation(wanted: str | None) -> Isolation:
+    """The best level of this machine, or the one that is asked for. StateError where that cannot be had."""
+    if wanted == Level.PROCESS:
+        return Isolation(Level.PROCESS, why="--sandbox process")
+    found = detect()
+    if wanted == Level.BWRAP != found.level:
+        raise StateError(f"sandbox: expected bwrap, found that {found.why}; or say --sandbox process")
+    return found
+
+
+def allow_foreign(session: Session, settings: Settings) -> None:
+    """Code that a model wrote runs without a wall around it only if the user says so. Raise UsageError."""
+    if session.isolation.level is Level.PROCESS and settings.sandbox != Level.PROCESS:
+        raise UsageError(
+            f"sandbox: expected bwrap for code that a model wrote, found that {session.isolation.why}; "
+            "`--sandbox process` runs it as you, with all your files in reach"
+        )
+
+
 def _refs_are_free(repo: Repo, tag: str) -> None:
     """Refs without a session would be mixed with a new one's; a branch `overnight` leaves no room for ours."""
     if repo.ref("refs/heads/overnight") is not None:
@@ -149,6 +173,13 @@ def _data_folder(settings: Settings) -> Path:
         raise StateError(str(error)) from None
 
 
+def _verify(folder: Path) -> None:
+    try:
+        verify(folder)
+    except DataError as error:
+        raise StateError(str(error)) from None
+
+
 def _data_id(folder: Path | None) -> str:
     return str(json.loads((folder / "meta.json").read_text())["data_id"]) if folder else ""
 
@@ -157,6 +188,8 @@ def _still_the_same(session: Session, facts: dict[str, Any]) -> None:
     """Numbers compare only on the same data, hardware and torch."""
     if session.data is not None and not (session.data / "meta.json").is_file():
         raise StateError(f"data: expected {session.data}, found none; run `overnight prepare` again")
+    if session.data is not None:
+        _verify(session.data)
     now = session.machine.facts() | {"data_id": _data_id(session.data)}
     for name in PINNED:
         if now[name] != facts[name]:
@@ -170,21 +203,20 @@ def build_parts(
     session: Session,
     settings: Settings,
     repo: Repo,
-    pool: Pool[Run],
+    pool: Pool[Outcome],
     say: Callable[[str], None],
     proposers: Sequence[Proposer],
 ) -> Parts:
     """Everything the loop runs on. From here on the session is on disk: nothing that it needs is missing."""
     if session.folder.session() is None:
         session.folder.write_session(dict(session.facts))
-    task = session.task
-    bench = Bench(task, repo.read(session.base, task.fixed), session.data, session.machine, session.pace)
+    bench = make_bench(session, repo)
     until = stop_time(settings.until, datetime.now()) if settings.until else None
     return Parts(
         repo=repo,
         folder=session.folder,
         bench=bench,
-        judge=Greedy(task),
+        judge=Greedy(session.task),
         proposers=proposers,
         pool=pool,
         stop=Stop(settings.experiments, until, settings.max_usd),
@@ -195,13 +227,21 @@ def build_parts(
     )
 
 
+def make_bench(session: Session, repo: Repo) -> Bench:
+    """Where the session's candidates run, with the fixed files of its base."""
+    cell = Cell(session.data, session.machine, session.isolation)
+    return Bench(session.task, repo.read(session.base, session.task.fixed), cell, session.pace)
+
+
 def make_proposers(session: Session, settings: Settings, repo: Repo) -> list[Proposer]:
     """Those named in `proposer`, comma-separated, the first one asked first; the others step in when it is refused."""
     settings = _with_model(settings)
-    names = settings.proposer.split(",")
+    names = [name.strip() for name in settings.proposer.split(",")]
     if names == ["auto"]:
         names = ["llm"] if settings.model else ["knobs"]
-    return [_proposer(name.strip(), session, settings, repo) for name in names]
+    if set(names) & FOREIGN:
+        allow_foreign(session, settings)
+    return [_proposer(name, session, settings, repo) for name in names]
 
 
 def _with_model(settings: Settings) -> Settings:

@@ -1,49 +1,49 @@
-"""Run a candidate: smoke, train, score. Candidate code runs in children only; the number comes from the referee.
+"""Run a candidate: smoke, train, score, audit. Its code runs in children only; the number comes from the referee.
 
-A training child and a scoring child each talk over one socket to a trusted process of ours (corpus.serve) that owns the
-data; they see batches, never a file of it.
+A child talks over one socket to a trusted process of ours (corpus.serve) that owns the data. It sees batches, never a
+file of them, and what it hands over goes through that process, too: nothing is read from where it can write.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import sys
+import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent.cell import MEMORY_SHARE, Cell, Job
 from agent.config import Task
-from agent.dialogue import converse
-from agent.errors import SmokeError
-from agent.folder import CHECKPOINT
+from agent.errors import SmokeError, StateError
+from agent.folder import CHECKPOINT, CONFIG, SCORED
 from agent.machine import Machine
-from agent.values import Candidate, Run
+from agent.values import Audit, Candidate, Run
 from corpus.budget import Budget
-from sandbox.env import child_env
-from sandbox.limits import Limits
+from corpus.errors import DataError
+from corpus.home import verify
 from sandbox.metrics import Metrics, MetricsError, format_summary, parse_summary
 from sandbox.pool import Slot
-from sandbox.process import Ending, Execution, run, tail
-from sandbox.workspace import make_workspace, remove_workspace, write_aside
+from sandbox.process import Ending, Execution, tail
+from sandbox.workspace import write_aside
 
 SMOKE_SECONDS = 10.0
 SMOKE_BUDGET = "64steps"  # draws; the feed ends a smoke run after two optimizer steps, whatever they accumulate
 STARTUP_SECONDS = 300.0  # what a run may take before and after training, besides its budget
 BASELINE_SECONDS = 6 * 3600.0  # for the first run of a session, which nobody has timed yet
-MEMORY_SHARE = 0.9  # of the machine's, that a run may be expected to take
+FLOP_TOLERANCE = 0.05  # between the forward passes of the smoke run and of scoring, which are of one model
+AUDIT_SHARE = 8.0  # of scoring, that an audit may take: on a small data set it asks for more rows than scoring does
 TAIL_LINES = 40
 
 
 @dataclass(frozen=True)
 class Smoke:
-    """Two steps of a candidate. flop_per_token: of whole training steps, None where they ran on another device than
-    training does; memory_mb: peak, MiB; seconds: wall."""
+    """Two steps of a candidate. flop_per_token: of whole training steps, and of a forward pass alone; None where they
+    ran on another device than training does. memory_mb: peak, MiB; seconds: wall."""
 
     flop_per_token: float | None
+    forward_flop_per_token: float | None
     memory_mb: float
     seconds: float
 
@@ -62,15 +62,16 @@ class Pace:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that all runs of a session share. fixed: text of the files no edit may touch; data: folder or None."""
+    """Everything that all runs of a session share. fixed: text of the files no edit may touch."""
 
     task: Task
     fixed: Mapping[str, str]
-    data: Path | None
-    machine: Machine
+    cell: Cell
     pace: Pace = Pace()
 
-    # ── smoke ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def machine(self) -> Machine:
+        return self.cell.machine
 
     def smoke(self, candidate: Candidate, folder: Path, budget: str, slot: Slot) -> Smoke | None:
         """Two real steps, a checkpoint, and the model built from it again; None where the task has no smoke run.
@@ -80,23 +81,28 @@ class Bench:
         """
         if self.task.profile != "train":
             return None
-        device = self.machine.device if Budget.parse(budget).unit == "flop" else "cpu"
+        own = self.machine.device
+        device = own if Budget.parse(budget).unit == "flop" else "cpu"
         limit = SMOKE_SECONDS * 6 if self.pace.smoke is None else max(SMOKE_SECONDS, 3 * self.pace.smoke)
-        spec = {"seed": 0, "budget": SMOKE_BUDGET, "smoke": True}
-        with self._work(candidate, folder, spec | {"device": device}) as work:
-            execution, fed = self._pair("feed", spec, self.task.command, work, folder / "run.log", limit, slot)
-            failure = _failure(execution, folder / "run.log", limit) or _sealing(fed, work)
+        spec = {"seed": 0, "budget": SMOKE_BUDGET, "smoke": True, "checkpoint": str(folder / CHECKPOINT)}
+        job = self._job(candidate, spec | {"device": device}, folder / "run.log", limit, ("feed", spec))
+        execution, fed = self.cell.run(job, folder, slot)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        failure = _failure(execution, job.log, limit) or _sealing(fed)
         if failure or not fed.get("flop_per_token"):
             raise SmokeError(f"two small steps fail ({failure or 'no training step was made'}):\n{_tail(folder)}")
         room = MEMORY_SHARE * self.machine.memory_gb * 1024
-        if device == "cpu" == self.machine.device and execution.peak_rss_mb > room:
+        if device == "cpu" == own and execution.peak_rss_mb > room:
             raise SmokeError(
                 f"it takes {execution.peak_rss_mb:.0f} MB of memory, {room:.0f} MB are there: make it smaller"
             )
-        counted = fed["flop_per_token"] if device == self.machine.device else None
-        return Smoke(counted, execution.peak_rss_mb, execution.wall_seconds)
-
-    # ── one training and its score ───────────────────────────────────────────────────────────────────────────────────
+        counted = fed if device == own else {}
+        return Smoke(
+            counted.get("flop_per_token"),
+            counted.get("forward_flop_per_token"),
+            execution.peak_rss_mb,
+            execution.wall_seconds,
+        )
 
     def run(
         self,
@@ -110,19 +116,22 @@ class Bench:
         cancel: threading.Event,
     ) -> Run:
         """Train `candidate` in `folder` and measure it. Whatever goes wrong is in the Run, not raised."""
+        folder.mkdir(parents=True, exist_ok=True)
         spec = {"seed": seed, "budget": budget, "flop_per_token": smoke.flop_per_token if smoke else None}
+        write_aside(folder / "trial.json", json.dumps(spec, indent=1))
         limit = self.wall_limit(Budget.parse(budget))
         log = folder / "run.log"
-        with self._work(candidate, folder, spec) as work:
-            if self.task.profile == "train":
-                execution, fed = self._pair("feed", spec, self.task.command, work, log, limit, slot, cancel)
-                failure = _failure(execution, log, limit) or _sealing(fed, work)
-                scored = {} if failure else self._score(candidate, work, folder, slot, cancel)
-                failure = failure or str(scored.get("error", "")) or _print_summary(log, work, fed, scored, execution)
-            else:
-                execution, fed, scored = self._plain(work, log, limit, slot, cancel), {}, {}
-                failure = _failure(execution, log, limit)
-            _keep_files(work, folder)
+        if self.task.profile == "train":
+            files = {"checkpoint": str(folder / CHECKPOINT), "curve": str(folder / "curve.jsonl")}
+            job = self._job(candidate, spec, log, limit, ("feed", spec | files))
+            execution, fed = self.cell.run(job, folder, slot, cancel)
+            failure = _failure(execution, log, limit) or _sealing(fed)
+            scored = {} if failure else self._score(candidate, fed["described"], folder, slot, cancel)
+            failure = failure or str(scored.get("error", "")) or _flop(smoke, scored)
+            failure = failure or _print_summary(log, fed, scored, execution)
+        else:
+            execution, fed = self.cell.run(self._job(candidate, spec, log, limit, None), folder, slot, cancel)
+            failure, scored = _failure(execution, log, limit), {}
         metrics, failure = (None, failure) if failure else _metrics(log)
         if failure and cancel.is_set():  # also while it was being scored
             execution = replace(execution, ending=Ending.CANCELLED)
@@ -138,89 +147,103 @@ class Bench:
         _write_run(folder, result, fed | {"scoring": scored})
         return result
 
+    def audit(self, candidate: Candidate, folder: Path, slot: Slot, cancel: threading.Event) -> Audit | None:
+        """Ask the run in `folder` again, blindly, and score the held-back split; None for a task that is not scored.
+
+        Each in a fresh process of the candidate's code. What goes wrong is in the Audit's `problem`.
+        """
+        if self.task.profile != "train":
+            return None
+        self._verify_data()
+        described = json.loads((folder / CONFIG).read_text())
+        asked = {"split": "val", "nats": str(folder / SCORED), "seed": secrets.randbits(64)}
+        found = self._ask("audit", asked, candidate, described, folder, slot, cancel)
+        held = (
+            {}
+            if "error" in found
+            else self._ask("referee", {"split": "held"}, candidate, described, folder, slot, cancel)
+        )
+        problem = str(found.get("error") or held.get("error") or "")
+        result = Audit(
+            probes=found.get("probes", 0),
+            scored=found.get("scored"),
+            blind=found.get("blind"),
+            worst=found.get("worst"),
+            held_bpb=held.get("val_bpb"),
+            problem=problem,
+            seconds=found["seconds"] + held.get("seconds", 0.0),
+        )
+        write_aside(folder / "audit.json", json.dumps(asdict(result), indent=1))
+        return result
+
+    def _verify_data(self) -> None:
+        """What scored is what it was when it was made: nothing that ran has changed it."""
+        try:
+            verify(self.cell.data or Path())
+        except DataError as error:
+            raise StateError(str(error)) from None
+
+    def score(self, candidate: Candidate, folder: Path, slot: Slot, cancel: threading.Event) -> float | str:
+        """Score the checkpoint in `folder` once more: bits per byte, or why there is no number."""
+        scored = self._score(candidate, json.loads((folder / CONFIG).read_text()), folder, slot, cancel)
+        return str(scored["error"]) if scored.get("error") else float(scored["val_bpb"])
+
     def wall_limit(self, budget: Budget) -> float:
         if budget.unit == "s":
             return max(2 * budget.amount, budget.amount + STARTUP_SECONDS)
         return BASELINE_SECONDS if self.pace.train is None else max(30.0, 3 * self.pace.train)
 
     def _score(
-        self, candidate: Candidate, work: Path, folder: Path, slot: Slot, cancel: threading.Event
+        self, candidate: Candidate, described: Any, folder: Path, slot: Slot, cancel: threading.Event
     ) -> dict[str, Any]:
         """The referee's result; `error` in it says why there is no number. A fresh process with pristine files."""
-        for path, text in {**candidate.sources, **self.fixed}.items():
-            write_aside(work / path, text)
-        write_aside(work / "trial.json", json.dumps(_trial_file({"score": True})))
-        limit = BASELINE_SECONDS if self.pace.score is None else max(30.0, 2 * self.pace.score)
-        log = folder / "score.log"
-        command = ("python", "prepare.py", "score")
-        execution, result = self._pair("referee", {}, command, work, log, limit, slot, cancel)
+        write_aside(folder / CONFIG, json.dumps(described))
+        asked = {"split": "val", "nats": str(folder / SCORED)}
+        return self._ask("referee", asked, candidate, described, folder, slot, cancel)
+
+    def _ask(
+        self,
+        role: str,
+        asked: Mapping[str, Any],
+        candidate: Candidate,
+        described: Any,
+        folder: Path,
+        slot: Slot,
+        cancel: threading.Event,
+    ) -> dict[str, Any]:
+        """What referee or auditor found out about the sealed checkpoint; `error` says why it is not enough."""
+        share = AUDIT_SHARE if role == "audit" else 1.0
+        limit = BASELINE_SECONDS if self.pace.score is None else max(30.0, 2 * share * self.pace.score)
+        log = folder / ("score.log" if role == "referee" else "audit.log")
+        job = self._job(
+            candidate, {"score": True}, log, limit, (role, asked), command=("python", "prepare.py", "score")
+        )
+        sealed: dict[str, str | Path] = {CHECKPOINT: folder / CHECKPOINT, CONFIG: json.dumps(described)}
+        job = replace(job, files={**job.files, **sealed})
+        execution, result = self.cell.run(job, folder, slot, cancel)
         failure = _failure(execution, log, limit)
-        if failure or "val_bpb" not in result:
+        if failure or not ({"val_bpb", "probes"} & set(result)):
             result["error"] = result.get("error") or f"scoring: {failure or 'no answer'}"
         return result | {"seconds": execution.wall_seconds}
 
-    # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @contextmanager
-    def _work(self, candidate: Candidate, folder: Path, spec: Mapping[str, Any]) -> Iterator[Path]:
-        """The child's own folder: the candidate, the fixed files and its settings. Gone afterwards."""
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_workspace(folder / "work")  # of a run that was cut off
-        write_aside(folder / "trial.json", json.dumps(dict(spec), indent=1))
-        files = {**self.fixed, **candidate.sources, "trial.json": json.dumps(_trial_file(spec))}
-        work = make_workspace(folder / "work", files)
-        try:
-            yield work
-        finally:
-            remove_workspace(work)
-
-    def _pair(
+    def _job(
         self,
-        role: str,
-        spec: Mapping[str, Any],
-        command: Sequence[str],
-        work: Path,
+        candidate: Candidate,
+        told: Mapping[str, Any],
         log: Path,
-        limit: float,
-        slot: Slot,
-        cancel: threading.Event | None = None,
-    ) -> tuple[Execution, dict[str, Any]]:
-        """Run a child beside the trusted process it talks to; how it ended and what the other side measured."""
-
-        def child(fd: int) -> Execution:
-            settings = json.loads((work / "trial.json").read_text()) | {"fd": fd}
-            write_aside(work / "trial.json", json.dumps(settings))
-            return self._child(command, work, log, limit, slot, cancel, [fd])
-
-        return converse(role, dict(spec) | {"data": str(self.data)}, work.parent, child)
-
-    def _plain(self, work: Path, log: Path, limit: float, slot: Slot, cancel: threading.Event) -> Execution:
-        return self._child(self.task.command, work, log, limit, slot, cancel, [])
-
-    def _child(
-        self,
-        command: Sequence[str],
-        work: Path,
-        log: Path,
-        limit: float,
-        slot: Slot,
-        cancel: threading.Event | None,
-        fds: Sequence[int],
-    ) -> Execution:
-        argv = [sys.executable if command[0] == "python" else command[0], *command[1:]]
-        env = child_env({"OVERNIGHT_TRIAL": str(work / "trial.json")} | dict(slot.env))
-        return run(argv, cwd=work, env=env, limits=Limits(limit), log=log, pass_fds=fds, cancel=cancel)
+        seconds: float,
+        serve: tuple[str, Mapping[str, Any]] | None,
+        command: tuple[str, ...] | None = None,
+    ) -> Job:
+        """The child is told what concerns it: no path of the data, and nothing it could use to find other trials."""
+        known = {key: value for key, value in told.items() if value is not None and key not in ("checkpoint", "curve")}
+        return Job(command or self.task.command, {**candidate.sources, **self.fixed}, known, log, seconds, serve)
 
     def paced(self, smoke: Smoke | None, baseline: Run) -> Bench:
         """The same bench with the baseline's times as the measure of all later limits."""
         trained = baseline.execution.wall_seconds
         scored = baseline.metrics.total_seconds - trained if baseline.metrics and smoke else None
         return replace(self, pace=Pace(smoke.seconds if smoke else None, trained, scored))
-
-
-def _trial_file(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What the child is told: no path of the data, and nothing it could use to find other trials."""
-    return {key: value for key, value in spec.items() if value is not None}
 
 
 def _failure(execution: Execution, log: Path, limit: float) -> str:
@@ -240,22 +263,29 @@ def _failure(execution: Execution, log: Path, limit: float) -> str:
     return f"exit {execution.returncode}: {last[-1][:200] if last else 'no output'}"
 
 
-def _sealing(fed: Mapping[str, Any], work: Path) -> str:
+def _sealing(fed: Mapping[str, Any]) -> str:
     """Why the checkpoint does not count, "" if it does."""
     late = fed.get("sealed_after")
-    if late is None or not (work / CHECKPOINT).is_file():
+    if late is None or not fed.get("described"):
         return "no checkpoint: prepare.finish(model, config) was not reached"
     if late > fed["deadline"]:
         return f"checkpoint {late:.1f} s after the end of training, {fed['deadline']:.1f} s are allowed"
     return ""
 
 
-def _print_summary(
-    log: Path, work: Path, fed: Mapping[str, Any], scored: Mapping[str, Any], execution: Execution
-) -> str:
+def _flop(smoke: Smoke | None, scored: Mapping[str, Any]) -> str:
+    """Why the FLOPs that were charged cannot be right: what was scored is another model than the one counted."""
+    counted, found = smoke.forward_flop_per_token if smoke else None, scored.get("forward_flop_per_token")
+    if not counted or not found or abs(found / counted - 1) <= FLOP_TOLERANCE:
+        return ""
+    return (
+        f"FLOPs: expected {counted:.4g} for a token's forward pass, as in the smoke run, found {found:.4g} in scoring"
+    )
+
+
+def _print_summary(log: Path, fed: Mapping[str, Any], scored: Mapping[str, Any], execution: Execution) -> str:
     """Write the block to the run's log. What the model says of itself may be nonsense: then why, else ""."""
     try:
-        facts = json.loads((work / "config.json").read_text())["facts"]
         block = format_summary(
             Metrics(
                 val_bpb=scored["val_bpb"],
@@ -263,10 +293,10 @@ def _print_summary(
                 total_seconds=execution.wall_seconds + scored["seconds"],
                 total_tokens_M=fed["tokens"] / 1e6,
                 num_steps=fed["steps"],
-                **facts,
+                **fed["described"]["facts"],
             )
         )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         return f"no number: the checkpoint's facts do not make a summary ({error})"
     with log.open("a") as file:
         file.write("\n" + block)
@@ -278,12 +308,6 @@ def _metrics(log: Path) -> tuple[Metrics | None, str]:
         return parse_summary(log.read_text(errors="replace")), ""
     except MetricsError as error:
         return None, f"no number: {error}"
-
-
-def _keep_files(work: Path, folder: Path) -> None:
-    for name in ("curve.jsonl", CHECKPOINT, "config.json"):
-        if (work / name).is_file():
-            shutil.move(work / name, folder / name)
 
 
 def _write_run(folder: Path, result: Run, measured: Mapping[str, Any]) -> None:

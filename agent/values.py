@@ -91,6 +91,27 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """What asking a model again, blindly, has shown.
+
+    scored, blind: mean nats of the same `probes` places, as they were scored and as they are now; worst: the largest
+    difference of both. held_bpb: score of the held-back split. problem: why there is no answer, "" when there is one.
+    """
+
+    probes: int
+    scored: float | None
+    blind: float | None
+    worst: float | None
+    held_bpb: float | None
+    problem: str = ""
+    seconds: float = 0.0
+
+
+# What a job of a pool comes back with; None when it was called off.
+Outcome = Run | Audit | None
+
+
+@dataclass(frozen=True)
 class Trial:
     """A candidate being tried: its number in the session, its commit (40 hex) and the runs so far, oldest first."""
 

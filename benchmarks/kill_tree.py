@@ -1,9 +1,10 @@
 """What `sandbox.process` promises, measured: nobody survives a timeout, and a run starts at once.
 
-    python benchmarks/kill_tree.py [--quick] [--json FILE]
+    python benchmarks/kill_tree.py [--quick] [--sandbox] [--json FILE]
 
 Survivors: each round runs into its timeout (0.3 s, then 0.2 s of grace) a command whose child double-forked, called
 setsid twice and ignores SIGTERM. A round counts only if that process had said that it is away.
+With --sandbox all of it happens inside bubblewrap.
 Overhead: wall time of `run(true)` less that of `subprocess.run(true)`, taken in turn.
 """
 
@@ -23,7 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from sandbox.bwrap import Sandbox
 from sandbox.env import child_env
+from sandbox.isolation import detect
 from sandbox.limits import Limits
 from sandbox.process import Ending, run
 
@@ -54,10 +57,11 @@ def survivors(word: str) -> int:
     return found
 
 
-def kill_round(folder: Path) -> dict[str, float]:
+def kill_round(folder: Path, sandbox: Sandbox | None) -> dict[str, float]:
     """One timeout. late_ms: how long after the last limit the call returned."""
     word, log, began = f"kill-tree-{uuid.uuid4().hex}", folder / "run.log", time.perf_counter()
-    execution = run([sys.executable, "-S", "-c", ESCAPE, word], cwd=folder, env=child_env(), limits=LIMITS, log=log)
+    command = [sys.executable, "-S", "-c", ESCAPE, word]
+    execution = run(command, cwd=folder, env=child_env(), limits=LIMITS, log=log, sandbox=sandbox)
     took = time.perf_counter() - began
     return {
         "survivors": survivors(word),
@@ -67,24 +71,28 @@ def kill_round(folder: Path) -> dict[str, float]:
     }
 
 
-def overhead_round(folder: Path) -> float:
+def overhead_round(folder: Path, sandbox: Sandbox | None) -> float:
     """Milliseconds that `run` takes longer than a plain child."""
     began = time.perf_counter()
     subprocess.run(["true"], cwd=folder, env=child_env(), check=True)
     plain = time.perf_counter()
-    run(["true"], cwd=folder, env=child_env(), limits=LIMITS, log=folder / "run.log")
+    run(["true"], cwd=folder, env=child_env(), limits=LIMITS, log=folder / "run.log", sandbox=sandbox)
     return (time.perf_counter() - plain - (plain - began)) * 1e3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="10 rounds instead of 100")
+    parser.add_argument("--sandbox", action="store_true", help="inside bubblewrap")
     parser.add_argument("--json", type=Path, help="write the raw results there")
     options = parser.parse_args()
     count = 10 if options.quick else 100
+    sandbox = detect().around({}) if options.sandbox else None
+    if options.sandbox and sandbox is None:
+        sys.exit(f"kill_tree: expected bubblewrap, found that {detect().why}")
     with tempfile.TemporaryDirectory() as name:
-        rounds = [kill_round(Path(name)) for _ in range(count)]
-        overhead = [round(overhead_round(Path(name)), 2) for _ in range(count)]
+        rounds = [kill_round(Path(name), sandbox) for _ in range(count)]
+        overhead = [round(overhead_round(Path(name), sandbox), 2) for _ in range(count)]
     valid = [one for one in rounds if one["away"] and one["timed_out"]]
     left = sum(one["survivors"] for one in rounds)
     late = statistics.median(one["late_ms"] for one in rounds)

@@ -16,6 +16,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from agent.cell import Cell
 from agent.config import load_task
 from agent.folder import SessionFolder
 from agent.ledger import read
@@ -23,6 +24,7 @@ from agent.machine import probe
 from agent.repo import Repo
 from agent.trial import Bench
 from agent.values import Candidate
+from sandbox.isolation import detect
 from sandbox.pool import Slot
 
 SLOT = Slot(0, "local")
@@ -35,7 +37,7 @@ def open_bench(folder: SessionFolder) -> tuple[Bench, str]:
         sys.exit(f"session: expected one at {folder.path}, found none")
     task = load_task(facts["task"])
     fixed = Repo(folder.root).read(facts["base"], task.fixed)
-    return Bench(task, fixed, Path(facts["data"]), probe()), facts["budget"]
+    return Bench(task, fixed, Cell(Path(facts["data"]), probe(), detect())), facts["budget"]
 
 
 def candidate_of(folder: SessionFolder, trial: int) -> Candidate:

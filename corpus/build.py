@@ -13,6 +13,7 @@ import numpy as np
 
 from corpus.documents import SPLITS
 from corpus.errors import DataError, Interrupted
+from corpus.home import sha256
 from corpus.hub import hub_source
 from corpus.local import local_source
 from corpus.progress import counted, progress_bar
@@ -148,7 +149,7 @@ def _check_sizes(source: Source, counts: dict[str, Count], settings: Settings) -
 
 def _finish(source: Source, tokenizer: Tokenizer, counts: dict[str, Count], settings: Settings, folder: Path) -> None:
     """Writes `meta.json`, which makes the folder finished, and drops what only the building needed."""
-    hashes = {name: _sha256(folder / name) for name in sorted(FILES)}
+    hashes = {name: sha256(folder / name) for name in sorted(FILES)}
     meta = {"format": FORMAT, "dataset": source.name, "data_id": data_id(hashes, settings)}
     meta |= {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id}
     meta |= {"max_seq_len": settings.max_seq_len, "eval_tokens": settings.eval_tokens}
@@ -159,8 +160,3 @@ def _finish(source: Source, tokenizer: Tokenizer, counts: dict[str, Count], sett
     write_atomically(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
     for name in (STATE, "digests.npy"):
         (folder / name).unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,20 +1,21 @@
-"""The two processes that own data and clock: the feeder of a training run, and the referee of a scoring run.
+"""The trusted processes that own data, clock and score: the feeder of a training run, referee and auditor of its model.
 
-    python -m corpus.serve feed SPEC.json      python -m corpus.serve referee SPEC.json
+    python -m corpus.serve feed|referee|audit SPEC
 
 Each talks over one socket (the inherited descriptor `fd` of SPEC) to a process that sees no data file, only the batches
-streamed to it. Requests are JSON; token batches and nats travel as raw little-endian arrays. What was measured is
-written to `result` when the other side hangs up.
+streamed to it. What was measured is written to `result` when the other side hangs up. None of them ever runs or reads
+code of a candidate; of what it sends they keep numbers, and bytes of bounded size.
 
-SPEC: data (folder), fd, result (path or null), and for feed: budget, seed, flop_per_token; for referee: split.
+SPEC, as JSON: data (folder), fd, result (path or null); for feed: budget, seed, flop_per_token, checkpoint and curve
+(paths or null); for the others see corpus.scoring.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,37 +23,26 @@ from typing import Any
 import numpy as np
 
 from corpus.budget import Allowance, Budget, Clock
-from corpus.packing import Packer, Tokens, load_packer
+from corpus.packing import Tokens
+from corpus.scoring import Data, audit, referee
+from corpus.wire import MAX_REQUEST, receive, send
 
-SCORE_TOKENS = 1 << 15  # of one scoring batch
+CHECKPOINT_LIMIT = 16 << 30  # bytes
+CHUNK_LIMIT = 1 << 25  # bytes of a checkpoint in one message
+LOG_ROWS = 1_000_000
 TRAIN_ROWS_LIMIT = 1 << 24  # tokens in one request; a larger one is a mistake, and would only exhaust memory
 
 
-@dataclass(frozen=True)
-class Data:
-    """A prepared data set as the serving side sees it."""
-
-    folder: Path
-    meta: dict[str, Any]
-
-    @classmethod
-    def load(cls, folder: Path) -> Data:
-        return cls(folder, json.loads((folder / "meta.json").read_text()))
-
-    def packer(self, split: str, seed: int) -> Packer:
-        return load_packer(self.folder, split, bos=self.meta["bos_id"], piece=self.meta["max_seq_len"] + 1, seed=seed)
-
-    def facts(self) -> dict[str, Any]:
-        return {key: self.meta[key] for key in ("vocab_size", "max_seq_len", "bos_id", "data_id")}
-
-
 class Feeder:
-    """Answers one training process: hello, warmup, next, measured, sealed."""
+    """Answers one training process: hello, warmup, next, log, measured, rehearsed, seal."""
 
     def __init__(self, data: Data, spec: dict[str, Any]) -> None:
         self.data, self.spec = data, spec
         self.packer = data.packer("train", spec["seed"])
         self.noise = np.random.default_rng(spec["seed"])
+        self.logged = 0
+        self.described: Any = None
+        self.forward_flop_per_token: float | None = None
         self.clock = Clock(Budget.parse(spec["budget"]), Allowance(), spec.get("flop_per_token"))
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], Tokens | None]:
@@ -71,9 +61,36 @@ class Feeder:
             case "measured":
                 if self.clock.flop_per_token is None:
                     self.clock.flop_per_token = float(request["flop_per_token"])
-            case "sealed":
-                self.clock.seal()
+            case "rehearsed":
+                self.forward_flop_per_token = float(request["forward_flop_per_token"])
+            case "log":
+                self._log(request["row"])
         return self._facts(), None
+
+    def seal(self, request: dict[str, Any], chunks: Iterator[bytes]) -> tuple[dict[str, Any], None]:
+        """Take the checkpoint: the first one counts, written whole or not at all, and the clock stops behind it."""
+        if self.clock.sealed is not None:
+            raise ValueError("seal: expected one checkpoint of a run, found a second")
+        path, size = self.spec.get("checkpoint"), int(request["bytes"])
+        if not 0 <= size <= CHECKPOINT_LIMIT:
+            raise ValueError(f"seal: expected at most {CHECKPOINT_LIMIT} bytes, found {size}")
+        received = 0
+        with Path(path or os.devnull).with_suffix(".part" if path else "").open("wb") as file:
+            while received < size:
+                received += file.write(next(chunks))
+        if received != size:
+            raise ValueError(f"seal: expected {size} bytes, found {received}")
+        if path:
+            Path(path).with_suffix(".part").replace(path)
+        self.described = request["config"]
+        self.clock.seal()
+        return self._facts(), None
+
+    def _log(self, row: dict[str, Any]) -> None:
+        if self.spec.get("curve") and self.logged < LOG_ROWS:
+            self.logged += 1
+            with Path(self.spec["curve"]).open("a") as curve:
+                curve.write(json.dumps(row) + "\n")
 
     def _count_flop(self) -> bool:
         return self.clock.flop_per_token is None and (self.clock.budget.unit == "flop" or self.spec.get("smoke", False))
@@ -97,6 +114,8 @@ class Feeder:
             "warm_tokens": clock.warm_tokens,
             "startup_seconds": None if clock.started is None else clock.started - clock.opened,
             "sealed_after": late,
+            "described": self.described,
+            "forward_flop_per_token": self.forward_flop_per_token,
             "deadline": clock.budget.deadline(clock.seconds()),
         }
 
@@ -110,62 +129,24 @@ def _shape(request: dict[str, Any]) -> tuple[int, int]:
 
 def feed(link: Connection, data: Data, spec: dict[str, Any]) -> dict[str, Any]:
     feeder = Feeder(data, spec)
-    while (request := _receive(link)) is not None:
-        try:
-            facts, tokens = feeder.answer(json.loads(request))
-        except (ValueError, KeyError, TypeError) as error:
-            facts, tokens = {"error": str(error)}, None
-        try:
-            _send(link, facts, tokens)
-        except (BrokenPipeError, ConnectionResetError):
-            break
+    try:
+        while (message := receive(link, MAX_REQUEST)) is not None:
+            try:
+                request = json.loads(message)
+                sealing = request["op"] == "seal"
+                facts, tokens = feeder.seal(request, _chunks(link)) if sealing else feeder.answer(request)
+            except (ValueError, KeyError, TypeError) as error:
+                facts, tokens = {"error": str(error)}, None
+            send(link, facts, tokens)
+    except (BrokenPipeError, ConnectionResetError, ValueError):  # gone, or past understanding
+        pass
     return feeder.result()
 
 
-def referee(link: Connection, data: Data, spec: dict[str, Any]) -> dict[str, Any]:
-    """Stream validation rows, sum the nats that come back, divide by the bytes of the tokens they belong to.
-
-    Special tokens count in neither. Raises nothing: what is wrong with the answers is in the result's `error`.
-    """
-    token_bytes = np.load(data.folder / "token_bytes.npy")
-    length = data.meta["max_seq_len"]
-    rows = max(1, SCORE_TOKENS // length)
-    packer = data.packer(spec.get("split", "val"), seed=0)
-    left = max(1, min(data.meta["eval_tokens"], data.meta["val_tokens"]) // length)
-    total = {"nats": 0.0, "bytes": 0, "rows": 0}
-    while left:
-        batch = packer.batch(min(rows, left), length + 1)
-        _send(link, {"left": left}, batch)
-        answer = _receive(link)
-        if answer is None:  # it hung up, and its own log says why
-            return dict(total)
-        if len(answer) != 4 * batch[:, 1:].size:
-            return total | {"error": f"scoring: expected {4 * batch[:, 1:].size} bytes of nats, found {len(answer)}"}
-        nats = np.frombuffer(answer, "<f4").reshape(len(batch), length).astype(np.float64)
-        weights = token_bytes[batch[:, 1:]]
-        if not (np.isfinite(nats).all() and (nats >= -1e-4).all()):
-            return total | {"error": "scoring: expected finite nats >= 0, found others"}
-        total["nats"] += float(nats[weights > 0].sum())
-        total["bytes"] += int(weights.sum())
-        total["rows"] += len(batch)
-        left -= len(batch)
-    bpb = total["nats"] / total["bytes"] / math.log(2)
-    _send(link, {"left": 0} | ({"val_bpb": bpb} if spec.get("tell") else {}), None)
-    notes = _receive(link)
-    return total | {"val_bpb": bpb} | (json.loads(notes) if notes else {})
-
-
-def _receive(link: Connection) -> bytes | None:
-    try:
-        return link.recv_bytes()
-    except (EOFError, ConnectionResetError):
-        return None
-
-
-def _send(link: Connection, facts: dict[str, Any], tokens: Tokens | None) -> None:
-    link.send_bytes(json.dumps(facts | {"shape": None if tokens is None else tokens.shape}).encode())
-    if tokens is not None:
-        link.send_bytes(tokens.astype("<u2", copy=False).tobytes())
+def _chunks(link: Connection) -> Iterator[bytes]:
+    while (chunk := receive(link, CHUNK_LIMIT)) is not None:
+        yield chunk
+    raise ValueError("seal: expected the whole checkpoint, found its end too early")
 
 
 def main() -> None:
@@ -173,7 +154,7 @@ def main() -> None:
     link = Connection(spec["fd"])
     data = Data.load(Path(spec["data"]))
     try:
-        result = {"feed": feed, "referee": referee}[role](link, data, spec)
+        result = {"feed": feed, "referee": referee, "audit": audit}[role](link, data, spec)
     except (BrokenPipeError, ConnectionResetError):
         result = {}
     if spec.get("result"):

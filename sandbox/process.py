@@ -18,15 +18,17 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from sandbox.bwrap import Put, Sandbox
 from sandbox.limits import Limits
 from sandbox.runner import KILL_SECONDS
 from sandbox.tree import kill, processes, read_file
 
 MARK = "SANDBOX_RUN"  # in the environment of everything a run starts, to be found by if its runner is lost
+SIGNALLED = 128  # bwrap, like a shell, says so much and the number of the signal for what a signal ended
 NO_REPORT = 125  # the returncode of a run whose runner failed by itself, as container tools say it
 
 _POLL_SECONDS = 0.1  # how late a cancel may be seen
@@ -93,23 +95,30 @@ def run(
     log: Path,
     pass_fds: Sequence[int] = (),
     cancel: threading.Event | None = None,
+    sandbox: Sandbox | None = None,
 ) -> Execution:
     """Run `command` in `cwd` with exactly `env` (and MARK), its output in `log`; return when it and all it began ended.
 
     pass_fds: open in the command under the same numbers; the caller closes its own copies. Standard input is empty.
-    cancel: set it from another thread to end the run. A command that cannot be started exits 127, as in a shell.
+    cancel: set it from another thread to end the run. sandbox: run it inside; it starts in the sandbox's own folder
+    then, and what it wants to leave behind has to go through `pass_fds` or `log`. A command that cannot be started
+    exits 127, as in a shell.
     """
     if not command or any(fd < 3 for fd in pass_fds):
         raise ValueError(f"expected a command and pass_fds above 2, found {list(command)} and {list(pass_fds)}")
     cancel = cancel or threading.Event()
     mark, kills = uuid.uuid4().hex, _oom_kills()
     started_at, began = time.time(), time.monotonic()
-    runner, line = _start_runner(cwd, env, log, pass_fds)
-    said = _converse(runner, line, _spec(command, {**env, MARK: mark}, limits, pass_fds), limits, cancel)
+    with Put(command, {**env, MARK: mark}, sandbox) as put:
+        fds = [*pass_fds, *put.fds]
+        runner, line = _start_runner(cwd, env, log, fds)
+        said = _converse(runner, line, _spec(put, limits, fds), limits, cancel)
     report = _last_word(said)
     if report is None:
         _sweep(mark, said)
         report = _without_report(runner.returncode, time.monotonic() - began, limits, cancel)
+    if sandbox is not None and report.returncode is not None and report.returncode > SIGNALLED:
+        report = replace(report, returncode=None, signal=report.returncode - SIGNALLED)
     ending = _classify(report, tail(log), _oom_kills() > kills)
     peak = report.peak_rss / 2**20
     return Execution(ending, report.returncode, report.signal, report.wall_seconds, peak, log, started_at)
@@ -144,9 +153,10 @@ def _start_runner(
         return runner, ours.dup()  # the one end that outlives this block, once nothing can fail any more
 
 
-def _spec(command: Sequence[str], env: Mapping[str, str], limits: Limits, pass_fds: Sequence[int]) -> bytes:
-    spec = {"command": list(command), "env": dict(env), "pass_fds": list(pass_fds), "parent": os.getpid()}
-    return json.dumps({**spec, **asdict(limits)}).encode() + b"\n"
+def _spec(put: Put, limits: Limits, pass_fds: Sequence[int]) -> bytes:
+    spec = {"command": put.command, "env": put.env, "stage": put.stage, "uid": put.uid}
+    more = {"pass_fds": list(pass_fds), "parent": os.getpid()}
+    return json.dumps({**spec, **more, **asdict(limits)}).encode() + b"\n"
 
 
 def _converse(

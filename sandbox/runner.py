@@ -19,18 +19,22 @@ import os
 import resource
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from sandbox.cgroup import make as make_group
 from sandbox.tree import LINUX, Process, descendants, kill, processes, read_file, send
 
 SAMPLE_SECONDS = 0.2
 KILL_SECONDS = 10.0  # how long SIGKILL may take: a process inside a driver call dies only when that returns
 CHUNK = 1 << 18
 NOT_STARTED = 127  # as a shell says it
+STAGE = "/mnt"  # exists on every system, and is left alone on all of this one but for the command
+CLONE_NEWNS, MS_NOSUID, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 2, 4096, 16384, 1 << 18  # linux/sched.h, linux/mount.h
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
 
 
@@ -78,11 +82,16 @@ class Log:
 class Watch:
     """A started command and all that comes of it.
 
-    status: what wait4 said of the main process, None while it lives. asked: someone wants it to stop.
+    status: what wait4 said of the main process, None while it lives. asked: someone wants it to stop. broken: the
+    ending that comes of a limit it has broken, "" while it keeps them.
     """
 
-    def __init__(self, log: Log, start: Callable[[int], subprocess.Popen[bytes]]) -> None:
+    def __init__(
+        self, log: Log, start: Callable[[int], subprocess.Popen[bytes]], resident: int | None, tasks: int | None
+    ) -> None:
         self.log = log
+        self.resident, self.tasks = resident, tasks
+        self.broken = ""
         self.status: int | None = None
         self.asked = self.childless = False
         self.peak_rss = self.largest = 0
@@ -142,7 +151,13 @@ class Watch:
 
     def _sample(self) -> None:
         began = time.monotonic()
-        self.peak_rss = max(self.peak_rss, sum(row.rss for row in self.living()))
+        living = self.living()
+        rss = sum(row.rss for row in living)
+        self.peak_rss = max(self.peak_rss, rss)
+        if self.resident is not None and rss > self.resident:
+            self.broken = "out_of_memory"
+        elif self.tasks is not None and len(living) > self.tasks:
+            self.broken = "signalled"
         now = time.monotonic()
         self.next_sample = now + max(SAMPLE_SECONDS, 50 * (now - began))  # at most 2 % of a core, if the table is long
 
@@ -151,6 +166,8 @@ class Watch:
         while self.status is None:
             if self.asked:
                 return "cancelled"
+            if self.broken:
+                return self.broken
             if time.monotonic() >= deadline:
                 return "timed_out"
             self.step(min(deadline, self.next_sample) - time.monotonic())
@@ -192,9 +209,18 @@ class Spec:
         self.wall: float = read["wall_seconds"]
         self.grace: float = read["grace_seconds"]
         self.memory: int | None = read["memory_bytes"]
+        self.resident: int | None = read["resident_bytes"]
+        self.tasks: int | None = read["tasks"]
+        self.stage: list[str] = read["stage"]
+        self.uid: int | None = read["uid"]
         self.log_bytes: int = read["log_bytes"]
         self.pass_fds: list[int] = read["pass_fds"]
         self.parent: int = read["parent"]
+        self.log = os.dup(2)  # 2 itself is the command's own by the time that something can go wrong
+        bounded = self.resident is not None or self.tasks is not None
+        self.group = (
+            make_group(f"sandbox-{os.getpid()}", self.resident, self.tasks and 8 * self.tasks) if bounded else None
+        )
 
     def start(self, output: int) -> subprocess.Popen[bytes]:
         """Start the command in a session of its own, its output going to `output`."""
@@ -213,7 +239,13 @@ class Spec:
         return child
 
     def _before_exec(self) -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        try:
+            self._enter()
+        except OSError as error:  # subprocess would pass on that there was an exception, not which
+            os.write(self.log, f"[sandbox: {error.filename or ''}: {error.strerror or error}]\n".encode())
+            raise
+
+    def _enter(self) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if self.memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (self.memory, self.memory))
@@ -222,6 +254,49 @@ class Spec:
             fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
             os.write(fd, b"500")
             os.close(fd)
+        if self.group is not None:
+            self.group.enter()
+        if self.uid is not None:
+            stage(self.stage)
+            become(self.uid, self.tasks)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the last, for a change of user takes it back
+
+
+def stage(sources: Sequence[str]) -> None:
+    """In a mount namespace of our own, show the i-th source as STAGE/<i>.
+
+    Root can reach them all, and a user without rights, which is what the command is about to be, only some: the
+    interpreter may lie below a home that nobody else may enter.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def mount(source: str, target: str, kind: bytes | None, flags: int, options: bytes | None = None) -> None:
+        if libc.mount(source.encode(), target.encode(), kind, ctypes.c_ulong(flags), options):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), source)
+
+    if libc.unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "unshare")
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    held = [os.open(source, os.O_PATH) for source in sources]  # one of them may lie below STAGE
+    mount("tmpfs", STAGE, b"tmpfs", MS_NOSUID, b"mode=755,size=1m")
+    for number, fd in enumerate(held):
+        target = f"{STAGE}/{number}"
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.mkdir(target)  # noqa: PTH102 - pathlib takes milliseconds to import
+        else:
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+        mount(f"/proc/self/fd/{fd}", target, None, MS_BIND | MS_REC)
+        os.close(fd)
+
+
+def become(uid: int, tasks: int | None) -> None:
+    """A user without rights, of whom nothing else runs; so the number of its processes can be bounded."""
+    os.setgroups([])
+    os.setgid(uid)
+    if tasks is not None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (8 * tasks, 8 * tasks))  # threads count here, too
+    os.setuid(uid)
 
 
 def supervise(spec: Spec) -> dict[str, object]:
@@ -229,7 +304,7 @@ def supervise(spec: Spec) -> dict[str, object]:
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     log = Log(2, spec.log_bytes)
     try:
-        watch = Watch(log, spec.start)
+        watch = Watch(log, spec.start, spec.resident, spec.tasks)
     except (OSError, subprocess.SubprocessError) as error:
         log.close(f"[sandbox: cannot start {spec.command[0]!r}: {error}]\n")
         return {"reason": "ended", "returncode": NOT_STARTED, "signal": None, "wall_seconds": 0.0, "peak_rss": 0}
@@ -238,6 +313,8 @@ def supervise(spec: Spec) -> dict[str, object]:
     watch.asked = watch.asked or os.getppid() != spec.parent  # it died before we asked to be told
     reason = watch.until_over(spec.wall)
     survivors = watch.end_all(spec.grace)
+    if spec.group is not None:
+        spec.group.close()
     watch.drain()
     log.close(f"\n[sandbox: not even SIGKILL ended {survivors}]\n" if survivors else "")
     return {"reason": reason, **_how_it_ended(watch)}

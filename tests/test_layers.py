@@ -11,9 +11,19 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. Modules of one layer do not import each other, but for those of one package listed in FAMILIES.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("corpus", "prepare", "sandbox.metrics"),
-    ("sandbox.limits", "sandbox.env", "sandbox.workspace", "sandbox.tree", "sandbox.pool"),
+    (
+        "sandbox.limits",
+        "sandbox.env",
+        "sandbox.workspace",
+        "sandbox.tree",
+        "sandbox.pool",
+        "sandbox.seccomp",
+        "sandbox.cgroup",
+    ),
     ("sandbox.runner",),
+    ("sandbox.bwrap",),
     ("sandbox.process",),
+    ("sandbox.isolation",),
     ("agent.errors", "agent.values"),
     (
         "agent.clients",
@@ -38,8 +48,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "agent.folder",
         "agent.replay",
     ),
+    ("agent.cell",),
     ("agent.candidate", "agent.trial", "agent.proposers"),
-    ("agent.desk", "agent.forecast", "agent.memory"),
+    ("agent.desk", "agent.forecast", "agent.memory", "agent.recheck"),
     ("agent.loop",),
     ("agent.session",),
     ("agent.reading",),

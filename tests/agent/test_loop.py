@@ -23,7 +23,7 @@ from agent.ledger import Ledger
 from agent.loop import Loop
 from agent.repo import Repo
 from agent.session import SLOTS, build_parts, make_proposers, open_session
-from agent.values import Proposal, Record, Run, RunAgain, Status, Trial, Verdict
+from agent.values import Outcome, Proposal, Record, RunAgain, Status, Trial, Verdict
 from benchmarks.wire_server import WireServer, slow, tool
 from sandbox.pool import LocalPool
 from tests.agent.test_repo import dirty, fingerprint
@@ -42,7 +42,7 @@ def session(project: Path, replies: list[dict[str, Any]], judge: Judge | None = 
     given = {"tag": "t", "proposer": "llm", "model": f"scripted:{script}", "budget": "10steps"} | flags
     settings, repo = load(project, given), Repo(project)
     opened = open_session(settings, repo)
-    with opened.folder.lock(), LocalPool[Run](SLOTS) as pool:
+    with opened.folder.lock(), LocalPool[Outcome](SLOTS) as pool:
         parts = build_parts(opened, settings, repo, pool, print, make_proposers(opened, settings, repo))
         loop = Loop(replace(parts, judge=judge or parts.judge))
         return loop.run(), loop

@@ -6,17 +6,20 @@ import json
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.candidate import digest_of
+from agent.cell import Cell
 from agent.config import Task
 from agent.errors import SmokeError, StateError
 from agent.machine import probe
 from agent.trial import Bench, Pace, Smoke
 from agent.values import Candidate, Proposal, Run
 from corpus.budget import Budget
+from sandbox.isolation import detect
 from sandbox.pool import Slot
 from sandbox.process import Ending
 
@@ -36,7 +39,8 @@ def candidate(*edits: tuple[str, str]) -> Candidate:
 
 @pytest.fixture
 def bench(data: Path) -> Bench:
-    return Bench(Task(), {"prepare.py": (ROOT / "prepare.py").read_text()}, data, probe(), Pace(5, 10, 10))
+    fixed = {"prepare.py": (ROOT / "prepare.py").read_text()}
+    return Bench(Task(), fixed, Cell(data, probe(), detect()), Pace(5, 10, 10))
 
 
 def train(bench: Bench, tried: Candidate, folder: Path, budget: str = "20steps", smoke: Smoke | None = None) -> Run:
@@ -79,7 +83,7 @@ def test_the_trainer_sees_no_data_path_and_no_key(
     log = run.execution.log_path.read_text()
     assert "OVERNIGHT_TRIAL" in log
     assert "sk-secret" not in log
-    assert str(bench.data) not in log
+    assert str(bench.cell.data) not in log
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_no_number_without_a_sound_run(
 
 def test_a_run_that_hangs_is_ended(data: Path, tmp_path: Path) -> None:
     fixed = {"prepare.py": (ROOT / "prepare.py").read_text()}
-    bench = Bench(Task(), fixed, data, probe(), Pace(5, 1, 10))
+    bench = Bench(Task(), fixed, Cell(data, probe(), detect()), Pace(5, 1, 10))
     assert bench.wall_limit(Budget(20, "steps")) == 30
     cancel = threading.Event()
     threading.Timer(4, cancel.set).start()
@@ -192,7 +196,7 @@ def test_what_a_model_says_of_itself_cannot_stop_the_session(bench: Bench, tmp_p
 
 
 def test_a_fault_of_the_harness_is_not_blamed_on_the_candidate(bench: Bench, tmp_path: Path) -> None:
-    without_data = Bench(bench.task, bench.fixed, tmp_path / "nowhere", bench.machine, bench.pace)
+    without_data = replace(bench, cell=replace(bench.cell, data=tmp_path / "nowhere"))
     with pytest.raises(
         StateError, match="feed: expected the process that owns the data to end well, found: FileNotFound"
     ):
@@ -216,3 +220,16 @@ def test_cancelled_while_being_scored_is_cancelled(bench: Bench, tmp_path: Path)
     threading.Thread(target=watch).start()
     run = bench.run(slow, tmp_path / "run", seed=1, budget="20steps", smoke=None, slot=SLOT, cancel=cancel)
     assert run.execution.ending is Ending.CANCELLED
+
+
+def test_the_real_script_from_its_smoke_run_to_a_score(bench: Bench, tmp_path: Path) -> None:
+    text = (ROOT / "train.py").read_text()
+    tried = Candidate(Proposal((), "baseline"), {"train.py": text}, "0" * 40, digest_of({"train.py": text}), "")
+    smoke = bench.smoke(tried, tmp_path / "smoke", "1e12flop", SLOT)
+    assert smoke is not None
+    assert smoke.flop_per_token
+    run = train(bench, tried, tmp_path / "run", "4steps", smoke)
+    assert run.failure == ""
+    assert run.metrics is not None
+    assert run.metrics.num_steps == 4
+    assert run.tflop == pytest.approx(smoke.flop_per_token * 4 * 16 * 64 / 1e12)
