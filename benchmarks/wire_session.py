@@ -20,6 +20,7 @@ from pathlib import Path
 
 from agent.ledger import read
 from benchmarks.wire_server import Behaviour, WireServer, status, tool
+from sandbox.isolation import Level, detect
 
 ROOT = Path(__file__).resolve().parent.parent
 END = "    prepare.finish(model, config)"
@@ -55,6 +56,8 @@ def project(folder: Path, train: Path) -> Path:
     shutil.copy(train, folder / "train.py")
     for name in ("prepare.py", "program.md"):
         shutil.copy(ROOT / name, folder / name)
+    if detect().level is not Level.BWRAP:  # the model is a script of ours
+        (folder / "overnight.toml").write_text('sandbox = "process"\n')
     for args in (
         ["init", "-q"],
         ["add", "-A"],

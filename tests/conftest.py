@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.isolation import Level, detect
+
 FAKE_TRAIN = """\
 import os, sys
 LR = 0.5
@@ -15,7 +17,9 @@ numbers = dict(training_seconds=0.1, total_seconds=0.2, peak_vram_mb=10.0, mfu_p
 print("---", f"val_bpb: {loss:.6f}", *(f"{k}: {v}" for k, v in numbers.items()), sep="\\n")
 print("num_steps: 10", "num_params_M: 0.1", "depth: 1", sep="\\n")
 """
-CLAIMED = '[task]\nprofile = "claimed"\nfixed = []\n'
+# Where there is no bubblewrap the user says so, as everybody has to who lets a model's code run without it.
+BARE = "" if detect().level is Level.BWRAP else 'sandbox = "process"\n'
+CLAIMED = BARE + '[task]\nprofile = "claimed"\nfixed = []\n'
 
 
 def git(folder: Path, *args: str) -> str:
