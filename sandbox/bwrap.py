@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sandbox import seccomp
-from sandbox.runner import STAGE
+from sandbox.stage import STAGE
 
 UID = 62000  # without an account: systemd keeps 61184 to 65519 for services it makes up
 WORK = "/trial"  # where the command finds itself
