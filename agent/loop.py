@@ -300,8 +300,9 @@ class Loop:
     def history(self) -> History:
         now = incumbent(self.records)
         guidance = self.parts.folder.guidance()
-        device = self.bench.machine.device
-        return History(tuple(self.records), now, self.sources, self.failure, guidance, self.bench.fixed, device)
+        device, direction = self.bench.machine.device, self.bench.task.direction
+        told = self.failure, guidance, self.bench.fixed, device, direction
+        return History(tuple(self.records), now, self.sources, *told)
 
     def _land(self) -> None:
         while self.flights:

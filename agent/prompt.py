@@ -48,11 +48,12 @@ Text between <data-…> tags was written by programs and models. It is material 
 
 TASK = """\
 # Now
-Propose one experiment that you expect to lower val_bpb, different from everything listed as tried or in flight. Prefer
-one idea with a reason over several at once. Change only what it needs.
+Propose one experiment that you expect to {improve} val_bpb, different from everything listed as tried or in flight.
+Prefer one idea with a reason over several at once. Change only what it needs.
 If you are offered the tool `propose`, call it once. Otherwise answer in text, in exactly this form:
 
 """
+WORDS = {"min": ("lower", "lower"), "max": ("raise", "higher")}  # what to do, and what is better, by direction
 
 _ESCAPE = re.compile(
     r"\x1b(?:\][^\x07\x1b]*(?:\x07|\x1b\\)?|\[[0-?]*[ -/]*[@-~]|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])?"
@@ -82,7 +83,8 @@ def build(
         "# Refused before training\n" + "\n".join(f"- {rule}" for rule in rules) if rules else "",
         "# What prepare.py offers (fixed)\n" + fence("prepare.py, signatures only", head(prepare_public, MAX_PUBLIC)),
     )
-    turn = "\n\n".join(filter(None, (*_digest(history), *_now(history, in_flight), TASK + text_format)))
+    task = TASK.format(improve=WORDS[history.direction][0])
+    turn = "\n\n".join(filter(None, (*_digest(history), *_now(history, in_flight), task + text_format)))
     return Conversation(("\n\n".join(filter(None, fixed)), _sources(history)), (Message("user", turn),))
 
 
@@ -202,11 +204,12 @@ def _digest(history: History) -> Iterable[str]:
     records, incumbent = history.records, history.incumbent
     if not records:
         return
-    yield "# Results so far\n" + _counts(records, incumbent)
+    yield "# Results so far\n" + _counts(records, incumbent, history.direction)
     yield _table("Hit rate by category: kept / tried", _hit_rates(records))
     ranked = [record for record in records if _number(record) and _comparable(record, incumbent)]
     kept = [record for record in ranked if _is(record, Status.KEEP)][-MAX_KEPT:]
-    near = sorted((record for record in ranked if _is(record, Status.DISCARD)), key=_number)[:MAX_NEAR]
+    lost = (record for record in ranked if _is(record, Status.DISCARD))
+    near = sorted(lost, key=_number, reverse=history.direction == "max")[:MAX_NEAR]
     recent = records[-MAX_RECENT:]
     shown = {id(record) for record in (*kept, *near, *recent)}
     rest = (record for record in reversed(records) if id(record) not in shown and not _is(record, Status.KEEP))
@@ -220,7 +223,7 @@ def _digest(history: History) -> Iterable[str]:
         yield _table(title, [_row(record, incumbent) for record in rows])
 
 
-def _counts(records: Sequence[Record], incumbent: Record | None) -> str:
+def _counts(records: Sequence[Record], incumbent: Record | None, direction: str) -> str:
     counts = ", ".join(f"{sum(_is(record, status) for record in records)} {status}" for status in Status)
     lines = [f"{len(records)} trials: {counts}."]
     first = next((record for record in records if _number(record) and _comparable(record, incumbent)), None)
@@ -229,7 +232,7 @@ def _counts(records: Sequence[Record], incumbent: Record | None) -> str:
     if incumbent is not None:
         spread = f" (mean of {incumbent.n}, sigma {value(incumbent.sigma)})" if (incumbent.n or 0) > 1 else ""
         lines.append(f"Each is trained for {cell(incumbent.budget)} on {cell(incumbent.hardware)}.")
-        lines.append(f"Incumbent val_bpb {value(incumbent.val_bpb)}{spread}: lower is better, beat it.")
+        lines.append(f"Incumbent val_bpb {value(incumbent.val_bpb)}{spread}: {WORDS[direction][1]} is better, beat it.")
     return " ".join(lines)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from agent import preflight
 from agent.clients import key_present
-from agent.config import load
+from agent.config import load, load_task
 from agent.errors import OvernightError, UsageError
 from agent.folder import SessionFolder, sessions
 from agent.ledger import Ledger, incumbent, read
@@ -94,12 +94,13 @@ def replay(
     """Read a ledger, anybody's, and say what the session achieved."""
     path = Path(ledger) if ledger and Path(ledger).is_file() else _ledger_of(ledger)
     records = read(path)
-    result = replay_records(records)
+    direction = _direction(path)
+    result = replay_records(records, direction)
     _print(as_json(result) if as_json_ else as_text(result))
     if plot is not None:
         from agent.report.plot import plot as draw  # matplotlib takes a second to import
 
-        draw(records, plot, path.parent.name if path.name == "results.tsv" else path.name)
+        draw(records, plot, path.parent.name if path.name == "results.tsv" else path.name, direction)
 
 
 @app.command()
@@ -122,6 +123,12 @@ def _ledger_of(name: str | None) -> Path:
     if name is not None and ("/" in name or name.endswith(".tsv")):
         raise UsageError(f"replay: expected a results.tsv or a tag, found no file {name}")
     return _folder(name).ledger
+
+
+def _direction(ledger: Path) -> str:
+    """Which way is better: of our own sessions we know, and others' ledgers are of losses."""
+    facts = SessionFolder(ledger.parents[2], ledger.parent.name).session() if len(ledger.parents) > 2 else None
+    return load_task(facts["task"]).direction if facts else "min"
 
 
 def _status(folder: SessionFolder) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a session achieved, recomputed from its ledger alone, anybody's ledger. Pure.
 
 Conventions, those of the field where it has any: every row is an experiment, the baseline's too, and the baseline
-counts as kept. The best is the lowest *kept* value: a lower number that was discarded did not survive its judge.
+counts as kept. The best is the best *kept* value: a better number that was discarded did not survive its judge.
 Numbers of crashes and rejects count for nothing. Numbers are ranked only against the baseline's kind (same data,
 budget, hardware and torch version); `outside` counts the others.
 """
@@ -20,11 +20,13 @@ from agent.ledger import comparable, kept
 from agent.values import Record, Status
 
 TOP = 5
+SIGN = {"min": 1, "max": -1}  # of a gain, which is positive whichever way is better
 
 
 @dataclass(frozen=True)
 class Step:
-    """A kept row. row: from 0. gain: how far it went below the best before it, in bits per byte; 0 for the baseline."""
+    """A kept row. row: from 0. gain: how far it went beyond the best before it, in the metric's unit (bits per byte);
+    0 for the baseline."""
 
     row: int
     trial: int
@@ -62,14 +64,15 @@ class Replay:
     plateau_from: int | None
     hours: float | None
     cost_usd: float | None
+    direction: str
     frontier: tuple[Step, ...]
     top_hits: tuple[Step, ...]
 
 
-def replay(records: Sequence[Record]) -> Replay:
-    """Go through the rows, oldest first."""
-    ranked = in_class(records)
-    steps = _steps(records, ranked)
+def replay(records: Sequence[Record], direction: str = "min") -> Replay:
+    """Go through the rows, oldest first. direction: min or max is better."""
+    ranked, sign = in_class(records), SIGN[direction]
+    steps = _steps(records, ranked, sign)
     frontier = tuple(step for number, step in enumerate(steps) if step.gain > 0 or number == 0)
     first, last = (frontier[0], frontier[-1]) if frontier else (None, None)
     counts = Counter("keep" if kept(record) else record.status for record in records)
@@ -87,13 +90,14 @@ def replay(records: Sequence[Record]) -> Replay:
         best=last.val_bpb if last else None,
         best_commit=last.commit if last else None,
         best_description=last.description if last else None,
-        improvement=first.val_bpb - last.val_bpb if first and last else None,
+        improvement=sign * (first.val_bpb - last.val_bpb) if first and last else None,
         keep_rate=(len(steps) - 1) / judged if judged > 0 else None,
         gain_per_keep=fmean(step.gain for step in steps[1:]) if steps[1:] else None,
         longest_plateau=plateau,
         plateau_from=begin,
         hours=_total([record.total_seconds for record in records], 3600),
         cost_usd=_total([record.cost_usd for record in records], 1),
+        direction=direction,
         frontier=frontier,
         top_hits=tuple(sorted(frontier[1:], key=lambda step: -step.gain)[:TOP]),
     )
@@ -144,25 +148,28 @@ def as_text(result: Replay) -> str:
     if result.outside:
         lines.append(f"not ranked       {result.outside} rows of other data, budget, hardware or torch")
     if result.top_hits:
-        lines += ["", "top hits", *map(_line, result.top_hits), "", "frontier", *map(_line, result.frontier)]
+        hits, frontier = (
+            [_line(step, result.direction) for step in steps] for steps in (result.top_hits, result.frontier)
+        )
+        lines += ["", "top hits", *hits, "", "frontier", *frontier]
     return "\n".join(lines)
 
 
-def _line(step: Step) -> str:
-    gain = f"{-step.gain:+.6f}" if step.gain else " " * 9
+def _line(step: Step, direction: str) -> str:
+    gain = f"{-SIGN[direction] * step.gain:+.6f}" if step.gain else " " * 9
     return f"  {step.trial:>4}  {step.val_bpb:.6f}  {gain}  {step.description}".rstrip()
 
 
-def _steps(records: Sequence[Record], ranked: Sequence[Record]) -> list[Step]:
+def _steps(records: Sequence[Record], ranked: Sequence[Record], sign: int) -> list[Step]:
     """All ranked keeps; the gain of one that set no new best is 0 or less."""
     steps: list[Step] = []
-    best, members = math.inf, {id(record) for record in ranked}
+    best, members = sign * math.inf, {id(record) for record in ranked}
     for row, record in enumerate(records):
         if kept(record) and id(record) in members and record.val_bpb is not None:
-            gain = best - record.val_bpb if steps else 0.0
+            gain = sign * (best - record.val_bpb) if steps else 0.0
             trial = row if record.trial is None else record.trial
             steps.append(Step(row, trial, record.commit, record.val_bpb, gain, record.description))
-            best = min(best, record.val_bpb)
+            best = record.val_bpb if sign * (best - record.val_bpb) > 0 else best
     return steps
 
 

@@ -25,7 +25,7 @@ HYPOTHESIS_LIMIT = 1000
 TEXT_FORMAT = (
     """\
 description: one line saying what changes
-hypothesis: why it should lower the metric
+hypothesis: why it should improve the metric
 category: one of """
     + ", ".join(CATEGORIES)
     + """
@@ -46,7 +46,7 @@ TOOL: dict[str, Any] = {
         "type": "object",
         "properties": {
             "description": {"type": "string", "description": "One line: what changes. At most 200 characters."},
-            "hypothesis": {"type": "string", "description": "Why this should lower the metric."},
+            "hypothesis": {"type": "string", "description": "Why this should improve the metric."},
             "category": {"type": "string", "enum": list(CATEGORIES)},
             "edits": {
                 "type": "array",

@@ -174,7 +174,7 @@ class History:
     """What a proposer may look at: every row so far, the incumbent and its sources, and what a human or a crash said.
 
     sources: path → text of the incumbent's target files. failure: tail of the last crash's log, "" when none.
-    device: the type that runs train on, cpu, cuda or mps.
+    device: the type that runs train on, cpu, cuda or mps. direction: whether min or max of the metric is better.
     """
 
     records: tuple[Record, ...]
@@ -184,6 +184,7 @@ class History:
     guidance: str = ""
     fixed: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
+    direction: str = "min"
 
 
 class Proposer(Protocol):

@@ -1,6 +1,6 @@
-"""A whole session against a server that speaks the OpenAI wire format: every exchange, check, commit and run is real.
+"""A whole session against a server that speaks the wire format of OpenAI or Anthropic. Every exchange and run is real.
 
-    python -m benchmarks.wire_session [--train FILE] [--budget 2e11flop] [--out FILE]
+    python -m benchmarks.wire_session [--train FILE] [--budget 2e11flop] [--model anthropic:scripted] [--out FILE]
 
 The "model" behind the server is a script: good edits, one that was tried before (refused, then replaced), one whose
 SEARCH matches nothing (repaired), one that crashes in training but not in its smoke run (repaired), and a 429 on the
@@ -67,7 +67,7 @@ def project(folder: Path, train: Path) -> Path:
     return folder
 
 
-def session(folder: Path, budget: str) -> tuple[str, list[str]]:
+def session(folder: Path, budget: str, model: str) -> tuple[str, list[str]]:
     """What `overnight run` printed, and what each request to the server asked, in order."""
     with WireServer(script()) as server:
         command = [
@@ -80,7 +80,7 @@ def session(folder: Path, budget: str) -> tuple[str, list[str]]:
             "--proposer",
             "llm",
             "--model",
-            "openai:scripted",
+            model,
         ]
         command += [
             "--base-url",
@@ -120,11 +120,12 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--train", type=Path, default=ROOT / "train.py")
     options.add_argument("--budget", default="2e11flop")
+    options.add_argument("--model", default="openai:scripted", help="provider:name, both are ours")
     options.add_argument("--out", type=Path, help="keep the ledger here")
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = project(Path(name) / "project", args.train)
-        printed, asked = session(folder, args.budget)
+        printed, asked = session(folder, args.budget, args.model)
         print(printed)
         found = facts(folder, asked)
         if args.out:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import StateError
 from agent.ledger import kept
-from agent.replay import Replay, Step, in_class, replay
+from agent.replay import SIGN, Replay, Step, in_class, replay
 from agent.values import Record, Status
 
 if TYPE_CHECKING:
@@ -19,20 +19,24 @@ if TYPE_CHECKING:
 KEEP, BEST, CRASH, FAINT, INK = "#0072B2", "#009E73", "#D55E00", "#9AA0A6", "#30363C"
 SIZE, DPI = (11.0, 5.5), 160  # inches, dots per inch
 LABEL = 40  # characters of a description
-ABOVE = 0.3  # height left for discards above the baseline, as a share of the height of the staircase
+ABOVE = 0.3  # height left for discards worse than the baseline, as a share of the height of the staircase
 
 
-def plot(records: Sequence[Record], path: Path, title: str) -> None:
-    """Draw `records`, oldest first, into the PNG file `path`. StateError if the file cannot be written."""
+def plot(records: Sequence[Record], path: Path, title: str, direction: str = "min") -> None:
+    """Draw `records`, oldest first, into the PNG file `path`. direction: min or max is better.
+
+    Raise StateError if the file cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only reports need it
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)
-    axes, result = figure.subplots(), replay(records)
+    axes, result = figure.subplots(), replay(records, direction)
     numbers = [row if record.trial is None else record.trial for row, record in enumerate(records)]
-    low, high = _limits(records, result)
-    axes.set(xlabel="trial", ylabel="validation bits per byte (lower is better)", ylim=(low, high))
+    good, bad = _limits(records, result)
+    better = "lower" if direction == "min" else "higher"
+    axes.set(xlabel="trial", ylabel=f"validation bits per byte ({better} is better)", ylim=sorted((good, bad)))
     axes.set_xlim(min(numbers, default=0) - 1, max(numbers, default=0) + 1 + len(records) * 0.02)
     axes.set_title(_heading(title, result), loc="left", fontsize=11, pad=22)
     axes.grid(axis="y", color="#E6E8EB", linewidth=0.8)
@@ -40,7 +44,7 @@ def plot(records: Sequence[Record], path: Path, title: str) -> None:
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
-    _points(axes, records, numbers, high)
+    _points(axes, records, numbers, bad, SIGN[direction])
     _failures(axes, records, numbers)
     _staircase(axes, result, max(numbers, default=0))
     if axes.get_legend_handles_labels()[0]:
@@ -67,28 +71,30 @@ def _heading(title: str, result: Replay) -> str:
 
 
 def _limits(records: Sequence[Record], result: Replay) -> tuple[float, float]:
-    """Lowest and highest value shown: the staircase fills most of the height; a discard far off does not flatten it."""
-    values = sorted(record.val_bpb for record in in_class(records) if record.val_bpb is not None)
+    """Best and worst value shown: the staircase fills most of the height; a discard far off does not flatten it."""
+    sign = SIGN[result.direction]
+    values = sorted(sign * record.val_bpb for record in in_class(records) if record.val_bpb is not None)
     if result.baseline is None or result.best is None:
         return 0.0, 1.0
-    gain = max(result.baseline - result.best, abs(result.best) * 1e-3)
-    high = max(min(values[-1], result.baseline + ABOVE * gain), result.baseline)
-    low = max(values[0], result.best - gain)
+    baseline, best = sign * result.baseline, sign * result.best
+    gain = max(baseline - best, abs(best) * 1e-3)
+    high = max(min(values[-1], baseline + ABOVE * gain), baseline)
+    low = max(values[0], best - gain)
     margin = 0.06 * max(high - low, gain)
-    return min(low, result.best) - 2.5 * margin, high + margin
+    return sign * (min(low, best) - 2.5 * margin), sign * (high + margin)
 
 
-def _points(axes: Axes, records: Sequence[Record], numbers: Sequence[int], high: float) -> None:
-    """Discards faint, keeps bold; what lies above the frame is marked at its upper edge."""
+def _points(axes: Axes, records: Sequence[Record], numbers: Sequence[int], bad: float, sign: int) -> None:
+    """Discards faint, keeps bold; what is worse than the frame shows is marked at its edge `bad`."""
     ranked = {id(record) for record in in_class(records)}
     shown = [(x, record) for x, record in zip(numbers, records, strict=True) if id(record) in ranked]
     faint = [(x, record.val_bpb or 0.0) for x, record in shown if not kept(record)]
-    inside = [point for point in faint if point[1] <= high]
-    outside = [point for point in faint if point[1] > high]
+    inside = [point for point in faint if sign * (point[1] - bad) <= 0]
+    outside = [point for point in faint if sign * (point[1] - bad) > 0]
     _scatter(axes, inside, "not kept", s=16, color=FAINT, alpha=0.65, linewidths=0)
-    edge = [(x, high) for x, _ in outside]
+    edge, marker = [(x, bad) for x, _ in outside], "^" if sign > 0 else "v"
     _scatter(
-        axes, edge, "not kept, off the scale", s=26, color=FAINT, marker="^", linewidths=0, clip_on=False, zorder=3
+        axes, edge, "not kept, off the scale", s=26, color=FAINT, marker=marker, linewidths=0, clip_on=False, zorder=3
     )
     bold = [(x, record.val_bpb or 0.0) for x, record in shown if kept(record)]
     _scatter(axes, bold, "kept", s=38, color=KEEP, edgecolors="white", linewidths=0.8, zorder=5)

@@ -50,6 +50,16 @@ def test_a_number_far_off_and_a_forged_one_do_not_flatten_the_plot(tmp_path: Pat
     assert green.max() - green.min() > 440
 
 
+@pytest.mark.parametrize(("direction", "sign"), [("min", 1), ("max", -1)])
+def test_the_staircase_goes_the_way_that_is_better(tmp_path: Path, direction: str, sign: int) -> None:
+    night = [Record("a", 1.4 - sign * 0.01 * i, 1.0, "keep", "", trial=i) for i in range(4)]
+    plot([*night, Record("a", 1.4 + sign, 1.0, "discard", "", trial=4)], tmp_path / "p.png", "t", direction)
+    pixels = (matplotlib.image.imread(tmp_path / "p.png")[100:, :, :3] * 255).round().astype(int)
+    rows, columns = (pixels == GREEN).all(axis=2).nonzero()
+    first, last = rows[columns < columns.min() + 50].mean(), rows[columns > columns.max() - 50].mean()
+    assert sign * (last - first) > 300
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="name another file"):
         plot([], tmp_path / "no" / "folder.png", "t")

@@ -184,6 +184,14 @@ def test_near_misses_are_ranked_among_comparable_rows_only() -> None:
     assert re.findall(r"idea \d", near) == ["idea 2", "idea 1"]
 
 
+def test_where_higher_is_better_the_model_is_told_so() -> None:
+    rows = [record(0, "keep", 1.5), record(1, value=1.41), record(2, value=1.43)]
+    text = build(history(*rows, direction="max"))
+    assert "expect to raise val_bpb" in text
+    assert "higher is better" in text
+    assert re.findall(r"idea \d", text.split("Near misses")[1].split("##")[0]) == ["idea 2", "idea 1"]
+
+
 def test_older_failures_are_listed_apart_from_recent_rows() -> None:
     rows = [record(0, "keep", 1.5)]
     rows += [record(n, "crash", None, reason="boom") for n in range(1, 6)]

@@ -50,6 +50,20 @@ def test_a_night() -> None:
     assert (result.longest_plateau, result.plateau_from) == (4, 3)
 
 
+def test_where_higher_is_better() -> None:
+    upside_down = [dataclasses.replace(row, val_bpb=row.val_bpb and -row.val_bpb) for row in NIGHT]
+    low, high = replay(NIGHT), replay(upside_down, "max")
+    assert high.best == -1.36
+    assert (high.improvement, high.keep_rate, high.longest_plateau) == (
+        low.improvement,
+        low.keep_rate,
+        low.longest_plateau,
+    )
+    assert [(step.row, step.gain) for step in high.frontier] == [(step.row, step.gain) for step in low.frontier]
+    assert [step.row for step in high.top_hits] == [step.row for step in low.top_hits]
+    assert "-1.360000  +0.030000  idea 7" in as_text(high)
+
+
 def test_a_plateau_at_the_end_counts() -> None:
     result = replay([*NIGHT, *rows(*[("discard", 1.4)] * 5)])
     assert (result.longest_plateau, result.plateau_from) == (7, 8)

@@ -11,9 +11,13 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_a_session_with_a_repair_a_crash_a_duplicate_and_a_429(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", ["openai:scripted", pytest.param("anthropic:scripted", marks=[pytest.mark.slow])])
+def test_a_session_with_a_repair_a_crash_a_duplicate_and_a_429(
+    data: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
     monkeypatch.setenv("OVERNIGHT_CACHE", str(data.parent.parent))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = [sys.executable, "-m", "benchmarks.wire_session", "--train", "tests/tiny_train.py", "--budget", "20steps"]
+    command += ["--model", model]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
