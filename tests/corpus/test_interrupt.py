@@ -20,7 +20,8 @@ from corpus.tokenizer import Tokenizer
 ROOT = Path(__file__).parents[2]
 SHARD = "shard_00000.parquet"
 CHILD = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job that a shell put in the background ignores it
 from pathlib import Path
 from corpus.build import prepare_data
 from corpus.errors import DataError
