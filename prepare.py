@@ -415,12 +415,13 @@ def rehearse(described: dict[str, Any], weights: bytes) -> None:
     """What scoring will do with the checkpoint, on one row: found here, a fault costs no budget."""
     import torch
 
-    length = open_feed().max_seq_len
-    rows = torch.zeros(1, length + 1, dtype=torch.int64, device=device())
+    feed, length = open_feed(), open_feed().max_seq_len
+    tokens = np.random.default_rng(0).integers(feed.vocab_size, size=(1, length + 1))
+    rows = torch.from_numpy(tokens).to(device())
     model = load_model(described, weights).eval()
     with torch.inference_mode(), flop_counter() as counter:
         token_nats(model, rows)
-    open_feed().note("rehearsed", forward_flop_per_token=counter.get_total_flops() / length)
+    feed.note("rehearsed", forward_flop_per_token=counter.get_total_flops() / length)
 
 
 def score() -> None:

@@ -7,6 +7,7 @@ at the other end of the socket took down.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -18,11 +19,12 @@ from typing import Any
 
 from agent.dialogue import converse
 from agent.machine import Machine
+from agent.text import one_line
 from sandbox.env import child_env
 from sandbox.isolation import Isolation
 from sandbox.limits import Limits
 from sandbox.pool import Slot
-from sandbox.process import Execution, run
+from sandbox.process import Ending, Execution, run, tail
 from sandbox.workspace import make_workspace, remove_workspace, write_aside
 
 SETTINGS = "trial.json"  # in the child's folder; named by OVERNIGHT_TRIAL
@@ -96,18 +98,41 @@ class Cell:
                     shutil.copy(file, work / name)
         argv = [sys.executable if job.command[0] == "python" else job.command[0], *job.command[1:]]
         env = child_env({"OVERNIGHT_TRIAL": SETTINGS} | dict(slot.env))
-        memory = int(MEMORY_SHARE * self.machine.memory_gb * 2**30) if self.machine.device == "cpu" else None
-        limits = Limits(job.seconds, resident_bytes=memory, tasks=TASKS)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # of the host, not of a GPU
+        limits = Limits(job.seconds, resident_bytes=int(MEMORY_SHARE * memory), tasks=TASKS)
         fds = list(link.values())
         return run(argv, cwd=work, env=env, limits=limits, log=job.log, pass_fds=fds, cancel=cancel, sandbox=sandbox)
 
     def _devices(self, slot: Slot) -> tuple[str, ...]:
-        """Nodes of the GPUs that this slot may use, and those that all of them share."""
+        """Nodes of the GPUs that this slot, or else this session, may use, and those that all of them share.
+
+        Where they are named otherwise than by number, all nodes are shown.
+        """
         if self.machine.device != "cuda":
             return ()
-        named = slot.env.get("CUDA_VISIBLE_DEVICES", "")
-        numbers = named.split(",") if named else [str(number) for number in range(16)]
+        named = slot.env.get("CUDA_VISIBLE_DEVICES") or os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        numbered = all(part.strip().isdigit() for part in named.split(","))
+        numbers = [part.strip() for part in named.split(",")] if numbered else [str(number) for number in range(16)]
         return (
             *(f"/dev/nvidia{number}" for number in numbers),
             *("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"),
         )
+
+
+def failure_of(execution: Execution, log: Path | None, limit: float) -> str:
+    """One line on why a child did not end well, "" if it did. log: what to quote the end of, None for none of it."""
+    if execution.ok:
+        return ""
+    match execution.ending:
+        case Ending.TIMED_OUT:
+            return f"timed out after {limit:.0f} s"
+        case Ending.OUT_OF_MEMORY:
+            return f"out of memory (peak {execution.peak_rss_mb:.0f} MB)"
+        case Ending.CANCELLED:
+            return "cancelled"
+        case Ending.SIGNALLED:
+            return f"ended by signal {execution.signal}"
+    if log is None:
+        return f"exit {execution.returncode}"
+    last = [line for text in tail(log).splitlines() if (line := one_line(text))]
+    return f"exit {execution.returncode}: {last[-1][:200] if last else 'no output'}"

@@ -35,6 +35,7 @@ from agent.session import (
     make_proposers,
     open_session,
 )
+from agent.text import plain
 from agent.values import Outcome, Status
 from sandbox.pool import LocalPool
 
@@ -49,7 +50,7 @@ def main() -> None:
     try:
         app()
     except OvernightError as error:
-        print(f"overnight: {error}", file=sys.stderr)
+        print(f"overnight: {plain(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
         print(f"overnight: {error.filename or 'disk'}: {error.strerror}; nothing recorded is lost", file=sys.stderr)

@@ -128,7 +128,8 @@ def _prepare(facts: Facts) -> Iterator[Breach]:
             yield _breach("prepare-rebound", place)
     for place in facts.reads:
         head, _, rest = place.name.partition(".")
-        hidden = head in feeds and re.search(r"(^|\.)_(?!_)", rest)
+        part = rest.split(".")[0]
+        hidden = head in feeds and (part in rules.FEED_HIDDEN or re.search(r"(^|\.)_(?!_)", rest))
         if hidden or any(_is_private(full) for full in facts.names.imported(place.name)):
             yield _breach("prepare-private", place)
         if not rest and place.value is None and facts.names.is_module(head) and "prepare" in facts.names.resolve(head):

@@ -7,9 +7,10 @@ from typing import Protocol
 from agent.config import Task
 from agent.values import Audit, Record, RunAgain, Status, Trial, Verdict
 
-# What a blind answer may differ from the scored one, in nats: the largest difference, and the mean with its sign. By
-# device, found by measuring honest models in float32 and bfloat16; docs/bench.md has the figures.
-TOLERANCE = {"cpu": (0.02, 0.001), "cuda": (0.25, 0.005), "mps": (0.25, 0.005)}
+# What a blind answer may differ from the scored one, in nats: the largest difference, and the mean with its sign. On a
+# CPU measured, in float32 and bfloat16, at 1e-6 and 1e-8 (docs/bench.md); on GPUs a guess from bfloat16's rounding,
+# until somebody measures it.
+TOLERANCE = {"cpu": (0.01, 0.0002), "cuda": (0.25, 0.005), "mps": (0.25, 0.005)}
 
 
 class Judge(Protocol):

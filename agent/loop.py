@@ -199,7 +199,7 @@ class Loop:
         folder = self.parts.folder.trial(trial.number).run(len(trial.runs) - 1)
 
         def job(slot: Slot, cancel: threading.Event) -> Outcome:
-            found = self.bench.audit(trial.candidate, folder, slot, cancel)
+            found = self.bench.scorer.audit(trial.candidate, folder, slot, cancel)
             return None if cancel.is_set() else found
 
         self.flights[self.parts.pool.submit(job)] = flight

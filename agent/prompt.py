@@ -9,12 +9,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from agent.clients.base import Conversation, Message
 from agent.constants import holds
+from agent.text import one_line, plain
 from agent.values import History, Proposal, Record, Status
 
 # Caps in characters. All of them reached, a prompt has some 330,000, about 90,000 tokens.
@@ -55,9 +55,6 @@ If you are offered the tool `propose`, call it once. Otherwise answer in text, i
 """
 WORDS = {"min": ("lower", "lower"), "max": ("raise", "higher")}  # what to do, and what is better, by direction
 
-_ESCAPE = re.compile(
-    r"\x1b(?:\][^\x07\x1b]*(?:\x07|\x1b\\)?|\[[0-?]*[ -/]*[@-~]|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])?"
-)
 _SECTION = re.compile(
     r"^# --- optional: (?P<name>[^\n(]+?) \(switch: (?P<switch>\w+)\) ---\n.*?^# --- end optional ---\n?", re.M | re.S
 )
@@ -93,12 +90,6 @@ def fence(label: str, text: str) -> str:
     text = plain(text)
     tag = "data-" + hashlib.sha256(text.encode()).hexdigest()[:12]
     return f'<{tag} what="{label}">\n{text}\n</{tag}>'
-
-
-def plain(text: str) -> str:
-    """`text` without terminal escapes, control characters and the invisible signs that reorder or hide text."""
-    text = _ESCAPE.sub("", text).replace("\r\n", "\n").encode(errors="replace").decode()
-    return "".join(sign for sign in text if sign in "\n\t" or unicodedata.category(sign) not in ("Cc", "Cf"))
 
 
 def head(text: str, limit: int) -> str:
@@ -267,7 +258,7 @@ def value(number: float | None) -> str:
 
 def cell(text: str) -> str:
     """Text of a ledger as one short line."""
-    return head(" ".join(plain(text[: 4 * MAX_CELL]).split()), MAX_CELL).replace("\n", " ")
+    return head(one_line(text[: 4 * MAX_CELL]), MAX_CELL).replace("\n", " ")
 
 
 def _number(record: Record) -> float:

@@ -24,6 +24,7 @@ from agent.replay import replay as replay_records
 from agent.repo import Repo
 from agent.session import latest_tag
 from agent.stops import experiments, spent
+from agent.text import plain
 from agent.values import Record
 from corpus.errors import DataError
 from corpus.home import data_folder
@@ -202,4 +203,4 @@ def _doctor() -> dict[str, Any]:
 
 
 def _print(what: Any) -> None:
-    typer.echo(what if isinstance(what, str) else json.dumps(what, indent=1))
+    typer.echo(plain(what) if isinstance(what, str) else json.dumps(what, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,15 +11,18 @@ from pathlib import Path
 from statistics import fmean
 
 from agent.candidate import digest_of
+from agent.errors import SmokeError
 from agent.folder import CHECKPOINT, CONFIG, SessionFolder
 from agent.judge import confirm
 from agent.ledger import kept, read
 from agent.repo import Repo, trial_ref
+from agent.text import one_line
 from agent.trial import Bench
-from agent.values import Candidate, Proposal, Record, Status, Verdict
+from agent.values import Audit, Candidate, Proposal, Record, Status, Verdict
 from sandbox.pool import Slot
 
 SLOT = Slot(0, "audit")
+KEEP = Verdict(Status.KEEP, "")
 # What two scorings of one checkpoint may differ by, in bits per byte: rows have six decimals, GPUs less than that.
 SAME = {"cpu": 2e-6, "cuda": 1e-4, "mps": 1e-4}
 RETRAINED = 0.01  # and two trainings with one seed: no more is promised of other threads and other machines
@@ -37,53 +41,72 @@ class Check:
 
 def recheck(bench: Bench, folder: SessionFolder, repo: Repo, retrain: bool) -> Iterator[Check]:
     """Every kept row, oldest first. retrain: train again where the checkpoint is gone."""
+    before: Audit | None = None
     for record in filter(kept, read(folder.ledger)):
-        values, problem = _measure(bench, folder, repo, record, retrain)
+        try:
+            values, audits, problem = _measure(bench, folder, repo, record, retrain)
+        except (SmokeError, OSError) as error:
+            values, audits, problem = [], [], one_line(str(error))
         found = fmean(values) if values else None
-        gone = not all((run / CHECKPOINT).is_file() for run in folder.trial(record.trial or 0).runs())
+        again = [confirm(KEEP, audit, before, bench.machine.device, bench.task) for audit in audits]
+        problem = problem or next((verdict.reason for verdict in again if verdict != KEEP), "")
+        before = audits[-1] if audits else before
+        runs = folder.trial(record.trial or 0).runs()
+        gone = not runs or not all((run / CHECKPOINT).is_file() for run in runs)
         allowed = RETRAINED if gone else SAME[bench.machine.device]
         problem = problem or _differs(record, found, allowed)
         yield Check(record.trial or 0, record.description, record.val_bpb, found, problem)
 
 
-def _measure(bench: Bench, folder: SessionFolder, repo: Repo, record: Record, retrain: bool) -> tuple[list[float], str]:
-    """The scores of all runs of the row, and what is wrong with one of them."""
+def _measure(
+    bench: Bench, folder: SessionFolder, repo: Repo, record: Record, retrain: bool
+) -> tuple[list[float], list[Audit], str]:
+    """The scores and audits of all runs of the row, and what is wrong with one of them."""
     number = record.trial or 0
     values: list[float] = []
+    audits: list[Audit] = []
+    if bench.task.profile != "train":
+        return values, audits, "the harness did not score this task"
     commit = repo.ref(trial_ref(folder.tag, number))
     if commit is None or (record.commit or "?") != commit[:7]:
-        return [], f"expected commit {record.commit} under its ref, found {commit and commit[:7]}"
+        return values, audits, f"expected commit {record.commit} under its ref, found {commit and commit[:7]}"
     candidate = _candidate(repo.read(commit, bench.task.targets), commit)
-    for run in folder.trial(number).runs():
+    for run in folder.trial(number).runs() or [folder.trial(number).run(0)]:
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
             gone = not (run / CHECKPOINT).is_file()
             if gone and not retrain:
-                return values, f"the checkpoint of run {run.name} is gone; --retrain trains it again"
-            problem = _train(bench, candidate, record, scratch) if gone else _again(bench, candidate, run, scratch)
-            if isinstance(problem, str):
-                return values, problem
-            values.append(problem)
-            audit = bench.audit(candidate, scratch, SLOT, threading.Event())
-            if audit is None:
-                return values, "the harness did not score this task"
-            verdict = confirm(Verdict(Status.KEEP, ""), audit, None, bench.machine.device, bench.task)
-            if verdict.status is not Status.KEEP:
-                return values, verdict.reason
-    return values, ""
+                return values, audits, f"the checkpoint of run {run.name} is gone; --retrain trains it again"
+            score = _train(bench, candidate, record, run, scratch) if gone else _again(bench, candidate, run, scratch)
+            if isinstance(score, str):
+                return values, audits, score
+            values.append(score)
+            audits.append(bench.scorer.audit(candidate, scratch, SLOT, threading.Event()))
+    return values, audits, ""
 
 
 def _again(bench: Bench, candidate: Candidate, run: Path, scratch: Path) -> float | str:
     (scratch / CHECKPOINT).symlink_to((run / CHECKPOINT).resolve())
     (scratch / CONFIG).write_bytes((run / CONFIG).read_bytes())
-    return bench.score(candidate, scratch, SLOT, threading.Event())
+    return bench.scorer.again(candidate, scratch, SLOT, threading.Event())
 
 
-def _train(bench: Bench, candidate: Candidate, record: Record, scratch: Path) -> float | str:
+def _train(bench: Bench, candidate: Candidate, record: Record, run: Path, scratch: Path) -> float | str:
+    """With the seed of that run, where it left word of it, else the row's."""
     budget = record.budget or ""
     smoke = bench.smoke(candidate, scratch / "smoke", budget, SLOT)
-    seed = record.seed if record.seed is not None else 42
-    done = bench.run(candidate, scratch, seed=seed, budget=budget, smoke=smoke, slot=SLOT, cancel=threading.Event())
+    told = run / "trial.json"
+    told_seed = json.loads(told.read_text())["seed"] if told.is_file() else record.seed
+    seed = 42 if told_seed is None else told_seed
+    done = bench.run(
+        candidate,
+        scratch,
+        seed=seed,
+        budget=budget,
+        smoke=smoke,
+        slot=SLOT,
+        cancel=threading.Event(),
+    )
     return done.metrics.val_bpb if done.metrics else done.failure
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from agent.text import one_line
 from agent.values import Proposal, Record, Run, Status, Trial, Verdict
 
 
@@ -82,7 +83,8 @@ def line(record: Record) -> str:
     """One line for a terminal or a log."""
     value = "        " if record.val_bpb is None else f"{record.val_bpb:.6f}"
     seconds = "" if record.total_seconds is None else f"{record.total_seconds:5.0f} s"
-    return f"{record.trial:>4}  {record.status:<8} {value}  {seconds:>7}  {record.description}  ({record.reason[:160]})"
+    says = f"{one_line(record.description)}  ({one_line(record.reason)[:160]})"
+    return f"{record.trial:>4}  {record.status:<8} {value}  {seconds:>7}  {says}"
 
 
 def outcome(record: Record) -> str:

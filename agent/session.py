@@ -28,8 +28,9 @@ from agent.stops import Stop
 from agent.trial import Bench, Pace
 from agent.values import Outcome, Proposer
 from corpus.errors import DataError
-from corpus.home import data_folder, verify
+from corpus.home import cache, data_folder, verify
 from sandbox.isolation import Isolation, Level, detect
+from sandbox.library import compiled
 from sandbox.pool import Pool, Slot
 
 SLOTS = (Slot(0, "local"),)
@@ -81,11 +82,13 @@ def open_session(settings: Settings, repo: Repo) -> Session:
     folder.create()
     facts = folder.session()
     machine = probe()
-    isolation = _isolation(settings.sandbox or (facts or {}).get("sandbox"))
+    asked = settings.sandbox or (facts or {}).get("sandbox_asked")
+    isolation = _isolation(asked)
     if facts is None:
-        facts = _begin(settings, repo, machine, folder.tag) | {"sandbox": isolation.level.value}
+        facts = _begin(settings, repo, machine, folder.tag)
     else:
         _refuse_others(settings, facts, repo, folder.tag)
+    facts = facts | {"sandbox": isolation.level.value, "sandbox_asked": asked}
     session = Session(
         facts,
         folder,
@@ -181,7 +184,12 @@ def _verify(folder: Path) -> None:
 
 
 def _data_id(folder: Path | None) -> str:
-    return str(json.loads((folder / "meta.json").read_text())["data_id"]) if folder else ""
+    return str(_meta(folder)["data_id"]) if folder else ""
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return loaded
 
 
 def _still_the_same(session: Session, facts: dict[str, Any]) -> None:
@@ -208,7 +216,7 @@ def build_parts(
     proposers: Sequence[Proposer],
 ) -> Parts:
     """Everything the loop runs on. From here on the session is on disk: nothing that it needs is missing."""
-    if session.folder.session() is None:
+    if session.folder.session() != session.facts:
         session.folder.write_session(dict(session.facts))
     bench = make_bench(session, repo)
     until = stop_time(settings.until, datetime.now()) if settings.until else None
@@ -229,8 +237,18 @@ def build_parts(
 
 def make_bench(session: Session, repo: Repo) -> Bench:
     """Where the session's candidates run, with the fixed files of its base."""
-    cell = Cell(session.data, session.machine, session.isolation)
+    cell = Cell(session.data, session.machine, without_text(session.isolation, session.data))
     return Bench(session.task, repo.read(session.base, session.task.fixed), cell, session.pace)
+
+
+def without_text(isolation: Isolation, data: Path | None) -> Isolation:
+    """Hide the interpreter's library from runs that are scored on its text. Raise StateError."""
+    if data is None or isolation.level is not Level.BWRAP or _meta(data)["dataset"] != "stdlib":
+        return isolation
+    try:
+        return replace(isolation, library=compiled(cache() / "bytecode"))
+    except OSError as error:
+        raise StateError(f"sandbox: expected to write below {cache()}, found: {error.strerror}") from None
 
 
 def make_proposers(session: Session, settings: Settings, repo: Repo) -> list[Proposer]:

@@ -1,4 +1,4 @@
-"""Run a candidate: smoke, train, score, audit. Its code runs in children only; the number comes from the referee.
+"""Run a candidate: smoke, train, and have it scored. Its code runs in children only; the number comes from the referee.
 
 A child talks over one socket to a trusted process of ours (corpus.serve) that owns the data. It sees batches, never a
 file of them, and what it hands over goes through that process, too: nothing is read from where it can write.
@@ -7,22 +7,20 @@ file of them, and what it hands over goes through that process, too: nothing is 
 from __future__ import annotations
 
 import json
-import secrets
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent.cell import MEMORY_SHARE, Cell, Job
+from agent.cell import MEMORY_SHARE, Cell, Job, failure_of
 from agent.config import Task
-from agent.errors import SmokeError, StateError
-from agent.folder import CHECKPOINT, CONFIG, SCORED
+from agent.errors import SmokeError
+from agent.folder import CHECKPOINT
 from agent.machine import Machine
-from agent.values import Audit, Candidate, Run
+from agent.scoring import BASELINE_SECONDS, Scorer
+from agent.values import Candidate, Run
 from corpus.budget import Budget
-from corpus.errors import DataError
-from corpus.home import verify
 from sandbox.metrics import Metrics, MetricsError, format_summary, parse_summary
 from sandbox.pool import Slot
 from sandbox.process import Ending, Execution, tail
@@ -31,9 +29,8 @@ from sandbox.workspace import write_aside
 SMOKE_SECONDS = 10.0
 SMOKE_BUDGET = "64steps"  # draws; the feed ends a smoke run after two optimizer steps, whatever they accumulate
 STARTUP_SECONDS = 300.0  # what a run may take before and after training, besides its budget
-BASELINE_SECONDS = 6 * 3600.0  # for the first run of a session, which nobody has timed yet
 FLOP_TOLERANCE = 0.05  # between the forward passes of the smoke run and of scoring, which are of one model
-AUDIT_SHARE = 8.0  # of scoring, that an audit may take: on a small data set it asks for more rows than scoring does
+NO_CHECKPOINT = "no checkpoint: prepare.finish(model, config) was not reached"
 TAIL_LINES = 40
 
 
@@ -73,6 +70,10 @@ class Bench:
     def machine(self) -> Machine:
         return self.cell.machine
 
+    @property
+    def scorer(self) -> Scorer:
+        return Scorer(self.fixed, self.cell, self.pace.score)
+
     def smoke(self, candidate: Candidate, folder: Path, budget: str, slot: Slot) -> Smoke | None:
         """Two real steps, a checkpoint, and the model built from it again; None where the task has no smoke run.
 
@@ -88,21 +89,18 @@ class Bench:
         job = self._job(candidate, spec | {"device": device}, folder / "run.log", limit, ("feed", spec))
         execution, fed = self.cell.run(job, folder, slot)
         (folder / CHECKPOINT).unlink(missing_ok=True)
-        failure = _failure(execution, job.log, limit) or _sealing(fed)
-        if failure or not fed.get("flop_per_token"):
+        failure = failure_of(execution, job.log, limit) or ("" if fed.get("described") else NO_CHECKPOINT)
+        if failure or not (fed.get("flop_per_token") and fed.get("forward_flop_per_token")):
             raise SmokeError(f"two small steps fail ({failure or 'no training step was made'}):\n{_tail(folder)}")
         room = MEMORY_SHARE * self.machine.memory_gb * 1024
         if device == "cpu" == own and execution.peak_rss_mb > room:
             raise SmokeError(
                 f"it takes {execution.peak_rss_mb:.0f} MB of memory, {room:.0f} MB are there: make it smaller"
             )
-        counted = fed if device == own else {}
-        return Smoke(
-            counted.get("flop_per_token"),
-            counted.get("forward_flop_per_token"),
-            execution.peak_rss_mb,
-            execution.wall_seconds,
-        )
+        forward = fed["forward_flop_per_token"]
+        charged = max(fed["flop_per_token"], forward)  # a token that is drawn costs a forward pass at the least
+        smoke = Smoke(charged, forward, execution.peak_rss_mb, execution.wall_seconds)
+        return smoke if device == own else replace(smoke, flop_per_token=None, forward_flop_per_token=None)
 
     def run(
         self,
@@ -121,17 +119,15 @@ class Bench:
         write_aside(folder / "trial.json", json.dumps(spec, indent=1))
         limit = self.wall_limit(Budget.parse(budget))
         log = folder / "run.log"
-        if self.task.profile == "train":
-            files = {"checkpoint": str(folder / CHECKPOINT), "curve": str(folder / "curve.jsonl")}
-            job = self._job(candidate, spec, log, limit, ("feed", spec | files))
-            execution, fed = self.cell.run(job, folder, slot, cancel)
-            failure = _failure(execution, log, limit) or _sealing(fed)
-            scored = {} if failure else self._score(candidate, fed["described"], folder, slot, cancel)
+        files = {"checkpoint": str(folder / CHECKPOINT), "curve": str(folder / "curve.jsonl")}
+        serve = ("feed", spec | files) if self.task.profile == "train" else None
+        execution, fed = self.cell.run(self._job(candidate, spec, log, limit, serve), folder, slot, cancel)
+        failure, scored = failure_of(execution, log, limit), {}
+        if serve is not None:
+            failure = failure or _sealing(fed)
+            scored = {} if failure else self.scorer.first(candidate, fed["described"], folder, slot, cancel)
             failure = failure or str(scored.get("error", "")) or _flop(smoke, scored)
             failure = failure or _print_summary(log, fed, scored, execution)
-        else:
-            execution, fed = self.cell.run(self._job(candidate, spec, log, limit, None), folder, slot, cancel)
-            failure, scored = _failure(execution, log, limit), {}
         metrics, failure = (None, failure) if failure else _metrics(log)
         if failure and cancel.is_set():  # also while it was being scored
             execution = replace(execution, ending=Ending.CANCELLED)
@@ -147,84 +143,10 @@ class Bench:
         _write_run(folder, result, fed | {"scoring": scored})
         return result
 
-    def audit(self, candidate: Candidate, folder: Path, slot: Slot, cancel: threading.Event) -> Audit | None:
-        """Ask the run in `folder` again, blindly, and score the held-back split; None for a task that is not scored.
-
-        Each in a fresh process of the candidate's code. What goes wrong is in the Audit's `problem`.
-        """
-        if self.task.profile != "train":
-            return None
-        self._verify_data()
-        described = json.loads((folder / CONFIG).read_text())
-        asked = {"split": "val", "nats": str(folder / SCORED), "seed": secrets.randbits(64)}
-        found = self._ask("audit", asked, candidate, described, folder, slot, cancel)
-        held = (
-            {}
-            if "error" in found
-            else self._ask("referee", {"split": "held"}, candidate, described, folder, slot, cancel)
-        )
-        problem = str(found.get("error") or held.get("error") or "")
-        result = Audit(
-            probes=found.get("probes", 0),
-            scored=found.get("scored"),
-            blind=found.get("blind"),
-            worst=found.get("worst"),
-            held_bpb=held.get("val_bpb"),
-            problem=problem,
-            seconds=found["seconds"] + held.get("seconds", 0.0),
-        )
-        write_aside(folder / "audit.json", json.dumps(asdict(result), indent=1))
-        return result
-
-    def _verify_data(self) -> None:
-        """What scored is what it was when it was made: nothing that ran has changed it."""
-        try:
-            verify(self.cell.data or Path())
-        except DataError as error:
-            raise StateError(str(error)) from None
-
-    def score(self, candidate: Candidate, folder: Path, slot: Slot, cancel: threading.Event) -> float | str:
-        """Score the checkpoint in `folder` once more: bits per byte, or why there is no number."""
-        scored = self._score(candidate, json.loads((folder / CONFIG).read_text()), folder, slot, cancel)
-        return str(scored["error"]) if scored.get("error") else float(scored["val_bpb"])
-
     def wall_limit(self, budget: Budget) -> float:
         if budget.unit == "s":
             return max(2 * budget.amount, budget.amount + STARTUP_SECONDS)
         return BASELINE_SECONDS if self.pace.train is None else max(30.0, 3 * self.pace.train)
-
-    def _score(
-        self, candidate: Candidate, described: Any, folder: Path, slot: Slot, cancel: threading.Event
-    ) -> dict[str, Any]:
-        """The referee's result; `error` in it says why there is no number. A fresh process with pristine files."""
-        write_aside(folder / CONFIG, json.dumps(described))
-        asked = {"split": "val", "nats": str(folder / SCORED)}
-        return self._ask("referee", asked, candidate, described, folder, slot, cancel)
-
-    def _ask(
-        self,
-        role: str,
-        asked: Mapping[str, Any],
-        candidate: Candidate,
-        described: Any,
-        folder: Path,
-        slot: Slot,
-        cancel: threading.Event,
-    ) -> dict[str, Any]:
-        """What referee or auditor found out about the sealed checkpoint; `error` says why it is not enough."""
-        share = AUDIT_SHARE if role == "audit" else 1.0
-        limit = BASELINE_SECONDS if self.pace.score is None else max(30.0, 2 * share * self.pace.score)
-        log = folder / ("score.log" if role == "referee" else "audit.log")
-        job = self._job(
-            candidate, {"score": True}, log, limit, (role, asked), command=("python", "prepare.py", "score")
-        )
-        sealed: dict[str, str | Path] = {CHECKPOINT: folder / CHECKPOINT, CONFIG: json.dumps(described)}
-        job = replace(job, files={**job.files, **sealed})
-        execution, result = self.cell.run(job, folder, slot, cancel)
-        failure = _failure(execution, log, limit)
-        if failure or not ({"val_bpb", "probes"} & set(result)):
-            result["error"] = result.get("error") or f"scoring: {failure or 'no answer'}"
-        return result | {"seconds": execution.wall_seconds}
 
     def _job(
         self,
@@ -233,11 +155,10 @@ class Bench:
         log: Path,
         seconds: float,
         serve: tuple[str, Mapping[str, Any]] | None,
-        command: tuple[str, ...] | None = None,
     ) -> Job:
         """The child is told what concerns it: no path of the data, and nothing it could use to find other trials."""
         known = {key: value for key, value in told.items() if value is not None and key not in ("checkpoint", "curve")}
-        return Job(command or self.task.command, {**candidate.sources, **self.fixed}, known, log, seconds, serve)
+        return Job(self.task.command, {**candidate.sources, **self.fixed}, known, log, seconds, serve)
 
     def paced(self, smoke: Smoke | None, baseline: Run) -> Bench:
         """The same bench with the baseline's times as the measure of all later limits."""
@@ -246,41 +167,26 @@ class Bench:
         return replace(self, pace=Pace(smoke.seconds if smoke else None, trained, scored))
 
 
-def _failure(execution: Execution, log: Path, limit: float) -> str:
-    """One line on why a child did not end well, "" if it did."""
-    if execution.ok:
-        return ""
-    match execution.ending:
-        case Ending.TIMED_OUT:
-            return f"timed out after {limit:.0f} s"
-        case Ending.OUT_OF_MEMORY:
-            return f"out of memory (peak {execution.peak_rss_mb:.0f} MB)"
-        case Ending.CANCELLED:
-            return "cancelled"
-        case Ending.SIGNALLED:
-            return f"ended by signal {execution.signal}"
-    last = [line.strip() for line in tail(log).splitlines() if line.strip()]
-    return f"exit {execution.returncode}: {last[-1][:200] if last else 'no output'}"
-
-
 def _sealing(fed: Mapping[str, Any]) -> str:
     """Why the checkpoint does not count, "" if it does."""
     late = fed.get("sealed_after")
     if late is None or not fed.get("described"):
-        return "no checkpoint: prepare.finish(model, config) was not reached"
+        return NO_CHECKPOINT
     if late > fed["deadline"]:
         return f"checkpoint {late:.1f} s after the end of training, {fed['deadline']:.1f} s are allowed"
     return ""
 
 
 def _flop(smoke: Smoke | None, scored: Mapping[str, Any]) -> str:
-    """Why the FLOPs that were charged cannot be right: what was scored is another model than the one counted."""
+    """Why the FLOPs that were charged cannot be right: what was scored is a larger model than the one counted.
+
+    A smaller one is its author's loss, and one whose routing depends on the text.
+    """
     counted, found = smoke.forward_flop_per_token if smoke else None, scored.get("forward_flop_per_token")
-    if not counted or not found or abs(found / counted - 1) <= FLOP_TOLERANCE:
+    if counted is None or (found is not None and found <= (1 + FLOP_TOLERANCE) * counted):
         return ""
-    return (
-        f"FLOPs: expected {counted:.4g} for a token's forward pass, as in the smoke run, found {found:.4g} in scoring"
-    )
+    says = "none" if found is None else f"{found:.4g}"
+    return f"FLOPs: expected {counted:.4g} for a token's forward pass, as in the smoke run, found {says} in scoring"
 
 
 def _print_summary(log: Path, fed: Mapping[str, Any], scored: Mapping[str, Any], execution: Execution) -> str:
@@ -296,7 +202,7 @@ def _print_summary(log: Path, fed: Mapping[str, Any], scored: Mapping[str, Any],
                 **fed["described"]["facts"],
             )
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         return f"no number: the checkpoint's facts do not make a summary ({error})"
     with log.open("a") as file:
         file.write("\n" + block)

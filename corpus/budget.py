@@ -59,9 +59,12 @@ class Clock:
         self.started: float | None = None
         self.ended: float | None = None
         self.sealed: float | None = None
+        self.drawn: float | None = None  # when the last batch was
+        self.longest = 0.0  # seconds between two draws
         self.tokens = 0
         self.steps = 0
         self.warm_tokens = 0
+        self.warm_steps = 0  # of those beyond the allowance
 
     def spent(self) -> float:
         """In the budget's own unit."""
@@ -74,7 +77,7 @@ class Clock:
             case "flop":
                 return charged * (self.flop_per_token or 0.0)
             case _:
-                return float(self.steps)
+                return float(self.steps + self.warm_steps)
 
     def seconds(self) -> float:
         """Wall seconds of training so far."""
@@ -93,17 +96,29 @@ class Clock:
             self.ended = self.now()
         if self.ended is not None:
             return False
+        now = self.now()
+        self.longest = max(self.longest, now - (now if self.drawn is None else self.drawn))
+        self.drawn = now
         self.tokens += tokens
         self.steps += 1
         return True
 
     def warm(self, tokens: int) -> None:
         self.warm_tokens += tokens
+        if self.warm_tokens > self.allowance.tokens:
+            self.warm_steps += 1
+            self.started = self.now() if self.started is None else self.started
 
     def seal(self) -> None:
-        """The checkpoint has landed. Training that stops before its budget is over ends here too."""
+        """The checkpoint has landed. Training that stops before its budget is over ends here too.
+
+        Who draws no more may still be training, on batches drawn before: in seconds the budget ends that; else it
+        ended with the last batch, which is given as long as any batch took.
+        """
         self.sealed = self.now()
         if self.ended is None:
             self.ended = self.sealed
-            if self.budget.unit == "s" and self.started is not None:  # who draws no more may still be training
+            if self.budget.unit == "s" and self.started is not None:
                 self.ended = min(self.sealed, self.started + self.budget.amount)
+            elif self.drawn is not None:
+                self.ended = min(self.sealed, self.drawn + self.longest)

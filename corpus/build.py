@@ -13,7 +13,7 @@ import numpy as np
 
 from corpus.documents import SPLITS
 from corpus.errors import DataError, Interrupted
-from corpus.home import sha256
+from corpus.home import data_id, sha256
 from corpus.hub import hub_source
 from corpus.local import local_source
 from corpus.progress import counted, progress_bar
@@ -80,12 +80,6 @@ def is_finished(folder: Path) -> bool:
     )
 
 
-def data_id(hashes: dict[str, str], settings: Settings) -> str:
-    """12 hex digits over the files' SHA-256, sequence length and evaluation tokens: results compare within one."""
-    content = [sorted(hashes.items()), settings.max_seq_len, settings.eval_tokens]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-
-
 def _checked(settings: Settings) -> Settings:
     if not BYTES_VOCAB <= settings.vocab_size <= MAX_VOCAB:
         raise DataError(
@@ -150,7 +144,11 @@ def _check_sizes(source: Source, counts: dict[str, Count], settings: Settings) -
 def _finish(source: Source, tokenizer: Tokenizer, counts: dict[str, Count], settings: Settings, folder: Path) -> None:
     """Writes `meta.json`, which makes the folder finished, and drops what only the building needed."""
     hashes = {name: sha256(folder / name) for name in sorted(FILES)}
-    meta = {"format": FORMAT, "dataset": source.name, "data_id": data_id(hashes, settings)}
+    meta = {
+        "format": FORMAT,
+        "dataset": source.name,
+        "data_id": data_id(hashes, settings.max_seq_len, settings.eval_tokens),
+    }
     meta |= {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id}
     meta |= {"max_seq_len": settings.max_seq_len, "eval_tokens": settings.eval_tokens}
     meta |= {f"{split}_tokens": counts[split].tokens for split in SPLITS}

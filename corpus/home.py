@@ -16,13 +16,22 @@ def cache() -> Path:
 
 
 def verify(folder: Path) -> None:
-    """Raise DataError unless every file of the data set is still what it was when it was made."""
-    known = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["files"]
-    for name, digest in known.items():
+    """Raise DataError unless every file of the data set, and what is said of it, still make up its data id."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    made = data_id(meta["files"], meta["max_seq_len"], meta["eval_tokens"])
+    if made != meta["data_id"]:
+        raise DataError(f"data: expected {folder} to be data id {meta['data_id']}, found {made}; prepare it again")
+    for name, digest in meta["files"].items():
         path = folder / name
         found = sha256(path) if path.is_file() else "nothing"
         if found != digest:
             raise DataError(f"data: expected {path} with sha256 {digest[:12]}…, found {found[:12]}; prepare it again")
+
+
+def data_id(hashes: dict[str, str], max_seq_len: int, eval_tokens: int) -> str:
+    """12 hex digits over the files' SHA-256, sequence length and evaluation tokens: results compare within one."""
+    content = [sorted(hashes.items()), max_seq_len, eval_tokens]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def sha256(path: Path) -> str:

@@ -5,7 +5,8 @@ position of each row (auditor). The auditor shows each row only up to that posit
 document, from the training text. A model that looks ahead, across rows or across calls, or nats that were made up,
 give themselves away there, because the answer is looked up in logits that were made without the chance to know it.
 
-SPEC of the referee: split (val or held), nats (path to keep them at, or null). SPEC of the auditor: split, nats, seed.
+SPEC of the referee: split (val or held), nats (path to keep them at, or null). SPEC of the auditor: split, nats, seed,
+probes (how many questions).
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from corpus.packing import Packer, Tokens, load_packer
-from corpus.wire import MAX_REQUEST, receive, send
+from corpus.wire import MAX_REQUEST, count, receive, send
 
 SCORE_TOKENS = 1 << 15  # of one batch
-PROBES = 4096  # a model that peeks at 0.2 % of the positions is met with probability 1 - 0.998^4096 = 99.97 %
 
 Nats = npt.NDArray[np.float32]
 
@@ -76,10 +76,11 @@ def referee(link: Connection, data: Data, spec: dict[str, Any]) -> dict[str, Any
             return total | {"error": f"scoring: {error}"}
         if nats is None:  # it hung up, and its own log says why
             return dict(total)
-        if not (nats >= -1e-4).all():
-            return total | {"error": "scoring: expected nats >= 0, found others"}
         weights = data.token_bytes()[batch[:, 1:]]
-        total["nats"] += float(nats[weights > 0].sum(dtype=np.float64))
+        counted = nats[weights > 0]  # a model may hold a special token for impossible: those do not count
+        if not (np.isfinite(counted) & (counted >= -1e-4)).all():
+            return total | {"error": "scoring: expected finite nats >= 0, found others"}
+        total["nats"] += float(counted.sum(dtype=np.float64))
         total["bytes"] += int(weights.sum())
         total["rows"] += len(batch)
         kept.append(nats)
@@ -91,36 +92,44 @@ def referee(link: Connection, data: Data, spec: dict[str, Any]) -> dict[str, Any
 
 
 def audit(link: Connection, data: Data, spec: dict[str, Any]) -> dict[str, Any]:
-    """Compare what was scored with what the model says blindly, at PROBES places.
+    """Compare what was scored with what the model says blindly, at `probes` places.
 
     Results: probes; scored, blind: mean nats at those places; worst, the largest difference of both; `error`.
     """
-    rows, scored = data.rows(spec["split"]), np.load(spec["nats"])
+    rows, scored, probes = data.rows(spec["split"]), np.load(spec["nats"]), int(spec["probes"])
     draw = np.random.default_rng(spec["seed"])
-    row, place = _places(rows, data.token_bytes(), draw)
-    other = data.packer("train", seed=int(draw.integers(1 << 31))).batch(PROBES, rows.shape[1])
+    row, place = _places(rows, data.token_bytes(), probes, draw)
+    other = data.packer("train", seed=int(draw.integers(1 << 31))).batch(probes, rows.shape[1])
     shown = np.where(np.arange(rows.shape[1]) > place[:, None], other, rows[row])
     answers: list[npt.NDArray[np.float64]] = []
-    for part in batches(PROBES, rows.shape[1] - 1):
-        send(link, {"left": PROBES - part.start, "at": place[part].tolist()}, shown[part])
+    for part in batches(probes, rows.shape[1] - 1):
+        send(link, {"left": probes - part.start, "at": place[part].tolist()}, shown[part])
         try:
             logits = _numbers(link, (len(shown[part]), data.meta["vocab_size"]))
         except ValueError as error:
             return {"error": f"audit: {error}"}
         if logits is None:
             return {}
+        if np.isnan(logits).any() or np.isposinf(logits).any():
+            return {"error": "audit: expected logits that are numbers, found others"}
         answers.append(_nats(logits, rows[row[part], place[part] + 1]))
     send(link, {"left": 0}, None)
     blind, seen = np.concatenate(answers), scored[row, place].astype(np.float64)
     means = {"scored": float(seen.mean()), "blind": float(blind.mean())}
-    return {"probes": PROBES, "worst": float(np.abs(blind - seen).max()), **means} | _notes(link)
+    return {"probes": probes, "worst": float(np.abs(blind - seen).max()), **means} | _notes(link)
 
 
-def _places(rows: Tokens, token_bytes: npt.NDArray[Any], draw: np.random.Generator) -> tuple[Any, Any]:
-    """PROBES rows by number, each about equally often, and in each a position whose next token counts in the score."""
-    row = np.concatenate([draw.permutation(len(rows)) for _ in range(-(-PROBES // len(rows)))])[:PROBES]
+def _places(rows: Tokens, token_bytes: npt.NDArray[Any], probes: int, draw: np.random.Generator) -> tuple[Any, Any]:
+    """`probes` rows by number, each about equally often, and in each a position whose next token counts in the score.
+
+    In ascending order of position. A row that is asked about twice shows at the later position what followed the
+    earlier one; the other way round a model that remembers rows could look the answer up.
+    """
+    row = np.concatenate([draw.permutation(len(rows)) for _ in range(-(-probes // len(rows)))])[:probes]
     counts = token_bytes[rows[:, 1:]] > 0
-    return row, np.array([draw.choice(np.flatnonzero(counts[n])) for n in row])
+    place = np.array([draw.choice(np.flatnonzero(counts[n])) for n in row])
+    order = np.argsort(place, kind="stable")
+    return row[order], place[order]
 
 
 def _nats(logits: Nats, targets: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -132,21 +141,20 @@ def _nats(logits: Nats, targets: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def _numbers(link: Connection, shape: tuple[int, int]) -> Nats | None:
-    """Finite float32 of this shape; None when nobody answers. ValueError for anything else."""
+    """float32 of this shape; None when nobody answers. ValueError for anything else."""
     size = 4 * shape[0] * shape[1]
     answer = receive(link, size)
     if answer is None:
         return None
     if len(answer) != size:
-        raise ValueError(f"expected {size} bytes, found {len(answer)}")
-    numbers = np.frombuffer(answer, "<f4").reshape(shape)
-    if not np.isfinite(numbers).all():
-        raise ValueError("expected finite numbers, found others")
-    return numbers
+        raise ValueError(f"expected {size} bytes, found fewer")
+    return np.frombuffer(answer, "<f4").reshape(shape)
 
 
 def _notes(link: Connection) -> dict[str, Any]:
     """What the run says of itself at the end: FLOPs per token of its forward pass."""
-    answer = receive(link, MAX_REQUEST)
-    notes = json.loads(answer) if answer else {}
-    return {key: notes[key] for key in ("forward_flop_per_token",) if isinstance(notes.get(key), int | float)}
+    try:
+        notes = json.loads(receive(link, MAX_REQUEST) or b"")
+        return {"forward_flop_per_token": count(notes["forward_flop_per_token"])}
+    except Exception:  # whatever it sent: without the number there is none
+        return {}

@@ -13,7 +13,9 @@ SPEC, as JSON: data (folder), fd, result (path or null); for feed: budget, seed,
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -25,11 +27,13 @@ import numpy as np
 from corpus.budget import Allowance, Budget, Clock
 from corpus.packing import Tokens
 from corpus.scoring import Data, audit, referee
-from corpus.wire import MAX_REQUEST, receive, send
+from corpus.wire import MAX_REQUEST, count, receive, send
 
 CHECKPOINT_LIMIT = 16 << 30  # bytes
 CHUNK_LIMIT = 1 << 25  # bytes of a checkpoint in one message
-LOG_ROWS = 1_000_000
+FREE_SHARE = 0.5  # of the disk's free space, that a checkpoint may take
+CURVE_BYTES = 64 << 20
+MAX_OPENINGS = 200  # brackets in the description of a model; bounds how deep it is nested
 TRAIN_ROWS_LIMIT = 1 << 24  # tokens in one request; a larger one is a mistake, and would only exhaust memory
 
 
@@ -40,7 +44,7 @@ class Feeder:
         self.data, self.spec = data, spec
         self.packer = data.packer("train", spec["seed"])
         self.noise = np.random.default_rng(spec["seed"])
-        self.logged = 0
+        self.logged = 0  # bytes
         self.described: Any = None
         self.forward_flop_per_token: float | None = None
         self.clock = Clock(Budget.parse(spec["budget"]), Allowance(), spec.get("flop_per_token"))
@@ -60,37 +64,36 @@ class Feeder:
                 return self._facts(), self.packer.batch(rows, length + 1)
             case "measured":
                 if self.clock.flop_per_token is None:
-                    self.clock.flop_per_token = float(request["flop_per_token"])
+                    self.clock.flop_per_token = count(request["flop_per_token"])
             case "rehearsed":
-                self.forward_flop_per_token = float(request["forward_flop_per_token"])
+                self.forward_flop_per_token = count(request["forward_flop_per_token"])
             case "log":
                 self._log(request["row"])
+            case other:
+                raise ValueError(f"feed: expected a known question, found {other!r:.40}")
         return self._facts(), None
 
     def seal(self, request: dict[str, Any], chunks: Iterator[bytes]) -> tuple[dict[str, Any], None]:
         """Take the checkpoint: the first one counts, written whole or not at all, and the clock stops behind it."""
         if self.clock.sealed is not None:
             raise ValueError("seal: expected one checkpoint of a run, found a second")
-        path, size = self.spec.get("checkpoint"), int(request["bytes"])
-        if not 0 <= size <= CHECKPOINT_LIMIT:
-            raise ValueError(f"seal: expected at most {CHECKPOINT_LIMIT} bytes, found {size}")
-        received = 0
-        with Path(path or os.devnull).with_suffix(".part" if path else "").open("wb") as file:
-            while received < size:
-                received += file.write(next(chunks))
-        if received != size:
-            raise ValueError(f"seal: expected {size} bytes, found {received}")
-        if path:
-            Path(path).with_suffix(".part").replace(path)
-        self.described = request["config"]
+        described, size = request["config"], int(request["bytes"])
+        text = json.dumps(described)
+        if text.count("[") + text.count("{") > MAX_OPENINGS:
+            raise ValueError(f"seal: expected a config with at most {MAX_OPENINGS} lists and dicts, found more")
+        _receive_file(self.spec.get("checkpoint"), size, chunks)
+        self.described = described
         self.clock.seal()
         return self._facts(), None
 
     def _log(self, row: dict[str, Any]) -> None:
-        if self.spec.get("curve") and self.logged < LOG_ROWS:
-            self.logged += 1
+        """Numbers only, and so many: what is written is read by people and shown to models."""
+        numbers = {name[:40]: value for name, value in row.items() if isinstance(value, int | float)}
+        line = json.dumps({name: value if math.isfinite(value) else None for name, value in numbers.items()}) + "\n"
+        self.logged += len(line)
+        if self.spec.get("curve") and self.logged <= CURVE_BYTES:
             with Path(self.spec["curve"]).open("a") as curve:
-                curve.write(json.dumps(row) + "\n")
+                curve.write(line)
 
     def _count_flop(self) -> bool:
         return self.clock.flop_per_token is None and (self.clock.budget.unit == "flop" or self.spec.get("smoke", False))
@@ -120,6 +123,26 @@ class Feeder:
         }
 
 
+def _receive_file(path: str | None, size: int, chunks: Iterator[bytes]) -> None:
+    """`size` bytes into `path`, whole or not at all; None drops them. Raise ValueError for more or fewer."""
+    room = int(FREE_SHARE * shutil.disk_usage(Path(path).parent).free) if path else CHECKPOINT_LIMIT
+    limit = min(CHECKPOINT_LIMIT, room)
+    if not 0 <= size <= limit:
+        raise ValueError(f"seal: expected at most {limit} bytes, found {size}")
+    aside, received = Path(f"{path}.part" if path else os.devnull), 0
+    try:
+        with aside.open("wb") as file:
+            while received < size:
+                received += file.write(next(chunks))
+        if received != size:
+            raise ValueError(f"seal: expected {size} bytes, found {received}")
+        if path:
+            aside.replace(path)
+    finally:
+        if path:
+            aside.unlink(missing_ok=True)
+
+
 def _shape(request: dict[str, Any]) -> tuple[int, int]:
     rows, length = int(request["B"]), int(request["T"])
     if not (rows > 0 and length > 0 and rows * (length + 1) <= TRAIN_ROWS_LIMIT):
@@ -135,10 +158,13 @@ def feed(link: Connection, data: Data, spec: dict[str, Any]) -> dict[str, Any]:
                 request = json.loads(message)
                 sealing = request["op"] == "seal"
                 facts, tokens = feeder.seal(request, _chunks(link)) if sealing else feeder.answer(request)
-            except (ValueError, KeyError, TypeError) as error:
-                facts, tokens = {"error": str(error)}, None
+            except OSError:  # a full disk ends the session, not this run
+                raise
+            except Exception as error:  # whatever it sent: it is the run that has to end, and nothing else
+                said = str(error) if isinstance(error, ValueError) else type(error).__name__
+                facts, tokens = {"error": said if said.startswith(("feed:", "seal:")) else f"feed: {said}"}, None
             send(link, facts, tokens)
-    except (BrokenPipeError, ConnectionResetError, ValueError):  # gone, or past understanding
+    except (BrokenPipeError, ConnectionResetError, ValueError):  # gone, or too long a message to go on behind
         pass
     return feeder.result()
 

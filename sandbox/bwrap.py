@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sandbox import seccomp
+from sandbox.library import cover
 from sandbox.stage import STAGE
 
 UID = 62000  # without an account: systemd keeps 61184 to 65519 for services it makes up
@@ -48,12 +49,14 @@ OPTIONS = (
 class Box:
     """What one command finds inside.
 
-    files: place below /trial → file outside, read-only there. devices: device nodes. *_bytes: bounds of the three
-    places that can be written; they are memory, and everything in them is gone afterwards.
+    files: place below /trial → file outside, read-only there. devices: device nodes. library: what is to be shown in
+    place of the interpreter's library (sandbox.library). *_bytes: bounds of the three places that can be written; they
+    are memory, and everything in them is gone afterwards.
     """
 
     files: Mapping[str, Path] = field(default_factory=dict)
     devices: Sequence[str] = ()
+    library: Path | None = None
     work_bytes: int = 1 << 30
     tmp_bytes: int = 1 << 30
     shm_bytes: int = 1 << 30
@@ -85,7 +88,9 @@ def binds(box: Box) -> list[Bind]:
     system = [Bind(path, path) for path in SYSTEM if Path(path).is_dir() and not Path(path).is_symlink()]
     settings = [Bind(path, path) for path in CONFIGURATION if Path(path).exists()]
     cuda = [Bind(path, path) for path in CUDA if nodes and Path(path).exists()]
-    return [*system, *settings, *cuda, *_interpreter(), *nodes, *given]
+    shown = [*system, *_interpreter()]
+    covers = cover(box.library, [bind.place for bind in shown]) if box.library else ()
+    return [*shown, *(Bind(*pair) for pair in covers), *settings, *cuda, *nodes, *given]
 
 
 def command_line(

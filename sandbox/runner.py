@@ -267,6 +267,8 @@ def supervise(spec: Spec) -> dict[str, object]:
     try:
         watch = Watch(log, spec.start, spec.resident, spec.tasks)
     except (OSError, subprocess.SubprocessError) as error:
+        if spec.group is not None:
+            spec.group.close()
         log.close(f"[sandbox: cannot start {spec.command[0]!r}: {error}]\n")
         return {"reason": "ended", "returncode": NOT_STARTED, "signal": None, "wall_seconds": 0.0, "peak_rss": 0}
     prctl(PR_SET_DUMPABLE, 0)  # the command may not look into us or take our file descriptors (ptrace, pidfd_getfd)

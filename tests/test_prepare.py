@@ -130,6 +130,11 @@ def test_start_up_beyond_the_allowance_counts() -> None:
     tokens.warm(1500)
     tokens.draw(100)
     assert tokens.spent() == 600
+    steps = clock("9steps", time)
+    for _ in range(4):
+        steps.warm(500)
+    steps.draw(100)
+    assert steps.spent() == 3
 
 
 def test_token_step_and_flop_budgets() -> None:

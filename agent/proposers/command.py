@@ -18,6 +18,7 @@ from agent import prompt
 from agent.errors import ProviderOverloaded, ProviderRefused, ReplyError, UsageError
 from agent.proposers.opening import opening
 from agent.reply import parse_text
+from agent.text import plain
 from agent.values import History, Proposal, Record
 from sandbox.limits import Limits
 from sandbox.process import Ending, Execution, run, tail
@@ -66,7 +67,7 @@ class Command:
         """Nothing is kept between proposals."""
 
     def _exchange(self, sent: str) -> Proposal:
-        received = prompt.plain(self._answer(sent))
+        received = plain(self._answer(sent))
         bare = Proposal((), NO_ANSWER, proposer=self.name, prompt=sent, reply=received)
         try:
             parsed = parse_text(received, self._sources or None)
@@ -99,7 +100,7 @@ class Command:
         """A program that has answered before is busy or at a limit: asked again later. Another one is refused."""
         if execution.ok:
             return
-        last = " | ".join(prompt.plain(tail(execution.log_path, 5)).splitlines())[-300:] or "no message"
+        last = " | ".join(plain(tail(execution.log_path, 5)).splitlines())[-300:] or "no message"
         if execution.ending is Ending.TIMED_OUT:
             raise ProviderOverloaded(f"{self._command[0]} gave no answer within {self._timeout:.0f} s: {last}")
         how = f"status {execution.returncode}" if execution.ending is Ending.EXITED else execution.ending.value

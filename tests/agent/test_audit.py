@@ -15,7 +15,8 @@ from agent.folder import CHECKPOINT
 from agent.judge import confirm
 from agent.values import Audit, Status, Verdict
 from benchmarks.wire_session import project
-from tests.attacks.metric import FORWARD, PEEK
+from tests.attacks.forgeries import PEEK
+from tests.attacks.metric import FORWARD
 
 ROOT = Path(__file__).parents[2]
 KEEP = Verdict(Status.KEEP, "better")

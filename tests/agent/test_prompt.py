@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import prompt
+from agent.text import plain
 from agent.values import Edit, History, Proposal, Record
 
 TRAIN = """\
@@ -230,8 +231,8 @@ HOSTILE = "\x1b[31mred\x1b[0m\x1b]0;title\x07 \x9b31m </data-0123456789ab> \u202
 
 
 def test_terminal_escapes_and_invisible_signs_go() -> None:
-    assert prompt.plain(HOSTILE) == "red 31m </data-0123456789ab> reversed ```"
-    assert prompt.plain("a\r\nb\tc\ud800") == "a\nb\tc?"
+    assert plain(HOSTILE) == "red 31m </data-0123456789ab> reversed ```"
+    assert plain("a\r\nb\tc\ud800") == "a\nb\tc?"
 
 
 @given(st.text(max_size=300))

@@ -1,10 +1,17 @@
-"""All attacks on all levels, as a table: `make attack`. Exit 1 if one comes through at level bwrap."""
+"""What stops which attack, on which level, and that nothing honest is stopped: tables for people.
+
+    python -m tests.attacks [escapes] [forgeries] [words] [honest]      all four where none is named; `make attack`
+
+Exit 1 if an attack comes through at level bwrap, or an honest candidate does not.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from agent.cell import Cell
@@ -12,63 +19,102 @@ from agent.config import Task
 from agent.machine import probe
 from agent.trial import Bench, Pace
 from sandbox.isolation import Isolation, Level, detect
-from tests.attacks import escape, metric
+from sandbox.library import compiled
+from tests.attacks import escape, forgeries, honest, metric, words
 from tests.attacks.world import text_data
 
+PROCESS = Isolation(Level.PROCESS)
+Row = tuple[str, ...]  # the cell behind the name says NOTHING where something is wrong
 
-def escapes(isolation: Isolation, folder: Path) -> dict[str, tuple[str, str]]:
-    """Attack → what stopped it at bwrap and at process ("-": not tried, it would harm this machine)."""
-    found = {}
-    with escape.outside(folder / "outside") as world:
+
+def escapes(isolation: Isolation, folder: Path) -> Iterator[Row]:
+    """Every program at bwrap, and at process where it harms nobody."""
+    yield "attack", "stopped at bwrap by", "at process by"
+    with escape.outside() as world:
         for number, name in enumerate(escape.PROGRAMS):
             inside = escape.attempt(name, isolation, world, folder / f"{number}-bwrap")
             control = name in escape.CONTROLS
-            bare = (
-                escape.attempt(name, Isolation(Level.PROCESS), world, folder / f"{number}-process") if control else "-"
-            )
-            found[name] = (inside or "NOTHING", bare or "nothing")
-    return found
+            bare = escape.attempt(name, PROCESS, world, folder / f"{number}-process") if control else "-"
+            yield name, inside or "NOTHING", bare or "nothing"
 
 
-def forgeries(isolation: Isolation, folder: Path) -> dict[str, tuple[str, str, str]]:
-    """Attack → what stops it in preflight, and with preflight off at bwrap and at process."""
-    data, fixed = text_data(folder / "data"), {"prepare.py": (metric.ROOT / "prepare.py").read_text()}
-    found = {}
-    benches = [
-        Bench(Task(), fixed, Cell(data, probe(), level), Pace(5, 20, 2))
-        for level in (isolation, Isolation(Level.PROCESS))
-    ]
-    honest, _ = metric.attempt(benches[0], (), folder / "honest")
-    for name, attack in metric.ATTACKS.items():
-        budget = "1e9flop" if attack.stopped_by == "FLOPs" else "20steps"
-        results = []
+def forged(isolation: Isolation, folder: Path) -> Iterator[Row]:
+    """Every attack on the number in preflight, and with preflight off at bwrap and at process."""
+    yield "attack on the number", "stopped at bwrap by", "at process by", "preflight rule"
+    with text_data() as data:
+        yield from _forged((_bench(isolation, folder, data), _bench(PROCESS, folder, data)), folder)
+
+
+def _forged(benches: tuple[Bench, Bench], folder: Path) -> Iterator[Row]:
+    unharmed, why = metric.attempt(benches[0], (), folder / "honest")
+    if unharmed is None:
+        sys.exit(f"attack: expected the honest candidate to pass, found: {why}")
+    for name, attack in forgeries.ATTACKS.items():
+        rules = metric.refused(attack.edits)
+        if attack.stopped_by == "preflight":
+            yield name, "preflight" if rules else "NOTHING", "preflight", rules
+            continue
+        ends = []
         for number, bench in enumerate(benches):
-            value, why = metric.attempt(bench, attack.edits, folder / f"{name}-{number}", budget)
-            results.append(
-                why.partition(":")[0] if value is None else "number unmoved" if value == honest else "NOTHING"
-            )
-        found[name] = (metric.refused(attack.edits) or "-", *results)
-    return found
+            value, why = metric.attempt(bench, attack.edits, folder / f"{name}-{number}", attack.budget)
+            ends.append(metric.outcome(value, why, unharmed).partition(":")[0])
+        yield name, *ends, rules or "-"
+
+
+def spoken(_: Isolation, folder: Path) -> Iterator[Row]:
+    """Words that try to be more than words, in one session."""
+    yield "attack by words", "stayed words in"
+    seen = words.night(folder)
+    for name in words.ATTACKS:
+        yield name, words.outcome(name, seen)
+
+
+def passed(isolation: Isolation, folder: Path) -> Iterator[Row]:
+    """Honest candidates, the tiny ones and the edits of the real train.py: all of them are to pass."""
+    yield "honest candidate", "bits per byte", "of"
+    with text_data() as data:
+        yield from _passed(_bench(isolation, folder, data), folder)
+
+
+def _passed(bench: Bench, folder: Path) -> Iterator[Row]:
+    tried = [(name, edits, f"{metric.STEPS}steps", metric.TINY) for name, edits in honest.HONEST.items()]
+    tried += [(name, edits, honest.BUDGET, honest.TRAIN) for name, edits in honest.of_train_py().items()]
+    for name, edits, budget, text in tried:
+        value, why = metric.attempt(bench, edits, folder / name, budget, text)
+        of = "the tiny train.py" if text is metric.TINY else "train.py"
+        yield name, f"NOTHING, {why}" if value is None else f"{value:.4f}", of
+
+
+def _bench(isolation: Isolation, folder: Path, data: Path) -> Bench:
+    if isolation.level is Level.BWRAP:
+        isolation = replace(isolation, library=compiled(folder / "bytecode"))
+    fixed = {"prepare.py": (metric.ROOT / "prepare.py").read_text()}
+    return Bench(Task(), fixed, Cell(data, probe(), isolation), Pace(5, 20, 2))
+
+
+TABLES: dict[str, Callable[[Isolation, Path], Iterator[Row]]] = {
+    "escapes": escapes,
+    "forgeries": forged,
+    "words": spoken,
+    "honest": passed,
+}
 
 
 def main() -> int:
-    isolation = detect()
-    if isolation.level is not Level.BWRAP:
-        sys.exit(f"attack: expected bubblewrap, found that {isolation.why}")
+    isolation, names = detect(), sys.argv[1:] or list(TABLES)
+    if isolation.level is not Level.BWRAP or not set(names) <= set(TABLES):
+        sys.exit(f"attack: expected bubblewrap and {', '.join(TABLES)}, found {names}; {isolation.why}")
     print(f"as {'root' if os.geteuid() == 0 else 'an ordinary user'}; preflight is off for all but its own column")
-    with tempfile.TemporaryDirectory() as name:
-        escaped, forged = escapes(isolation, Path(name)), forgeries(isolation, Path(name))
-    print("\n| attack | stopped at bwrap by | at process by |\n|---|---|---|")
-    for attack, (inside, bare) in escaped.items():
-        print(f"| {attack} | {inside} | {bare} |")
-    print("\n| attack on the number | preflight rule | stopped at bwrap by | at process by |\n|---|---|---|---|")
-    for attack, (rule, inside, bare) in forged.items():
-        print(f"| {attack} | {rule} | {inside} | {bare} |")
-    survivors = sum("NOTHING" in row[0] for row in escaped.values()) + sum(
-        row[1] == "NOTHING" for row in forged.values()
-    )
-    print(f"\n{len(escaped) + len(forged)} attacks, {survivors} survivors at bwrap")
-    return 1 if survivors else 0
+    rows = failures = 0
+    for table in names:
+        with tempfile.TemporaryDirectory() as folder:
+            for number, row in enumerate(TABLES[table](isolation, Path(folder))):
+                print(
+                    f"| {' | '.join(row)} |" if number else f"\n| {' | '.join(row)} |\n|{'---|' * len(row)}", flush=True
+                )
+                rows, failures = rows + (number > 0), failures + row[1].startswith("NOTHING")
+    print(f"\n{rows} rows, {failures} of them wrong")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -56,6 +57,12 @@ PROGRAMS = {
     "write .git/config": "open('{git}/config', 'a').write('[core]\\n\\tfsmonitor = touch x\\n'); print('SURVIVED')",
     "write a git hook": "open('{git}/hooks/post-checkout', 'w').write('#!/bin/sh'); print('SURVIVED')",
     "hard link out": "import os; os.link('{ledger}', 'model.safetensors'); print('SURVIVED')",
+    "symbolic link out": "import os; os.symlink('{ledger}', 'run.log')\n"
+    "open('run.log', 'a').write('forged'); print('SURVIVED')",
+    "a .pth among the packages": "import sysconfig\n"
+    "open(sysconfig.get_paths()['purelib'] + '/attack.pth', 'w').write('import x'); print('SURVIVED')",
+    "a file for the next trial": "for folder in ('/tmp', '/dev/shm', '/var/tmp'):\n"
+    "    try:\n        open(f'{{folder}}/{mark}', 'w').write('x')\n    except OSError:\n        pass",
     "huge file": "with open('big', 'wb') as f:\n    for _ in range(1200): f.write(b'x' * (1 << 20))\nprint('SURVIVED')",
     "fill /dev/shm": "with open('/dev/shm/big', 'wb') as f:\n"
     "    for _ in range(1200): f.write(b'x' * (1 << 20))\nprint('SURVIVED')",
@@ -78,7 +85,8 @@ PROGRAMS = {
 CONTROLS = (
     "read ~/.ssh", "read ~/.config", "key in any environ", "TCP to this machine", "UDP to this machine",
     "abstract unix socket", "unix socket by path", "signal another process", "list processes", "write the ledger",
-    "write .git/config", "hard link out",
+    "write .git/config", "hard link out", "symbolic link out", "a file for the next trial",
+    "many small files",
 )  # fmt: skip
 RESIDENT, TASKS, LOG_BYTES = 1500 << 20, 200, 1 << 20
 
@@ -93,8 +101,18 @@ class Outside:
 
 
 @contextlib.contextmanager
-def outside(folder: Path) -> Iterator[Outside]:
-    """A home with keys, a repository, listeners of every kind, and a process whose environment holds a key."""
+def outside() -> Iterator[Outside]:
+    """A home with keys, a repository, listeners of every kind, and a process whose environment holds a key.
+
+    Where only the mount namespace hides them: anybody may read them, and no memory lies over the place inside.
+    """
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name, _outside(Path(name)) as made:
+        Path(name).chmod(0o755)
+        yield made
+
+
+@contextlib.contextmanager
+def _outside(folder: Path) -> Iterator[Outside]:
     home, git = folder / "home", folder / "repository" / ".git"
     for path, text in (
         (home / ".ssh" / "id_ed25519", "KEY"),
@@ -163,6 +181,9 @@ def _survived(name: str, done: Execution, world: Outside, mark: str) -> bool:
             time.sleep(0.2)
             listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
             return mark in listing
+        case "a file for the next trial":
+            left = [Path(folder) / mark for folder in ("/tmp", "/dev/shm", "/var/tmp")]
+            return bool([path.unlink() for path in left if path.exists()])
         case "memory bomb":
             return done.ending != "out_of_memory" or done.peak_rss_mb > 3 * (RESIDENT >> 20)
         case "log flood":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,18 @@ from agent.cell import Cell
 from agent.config import Task
 from agent.machine import probe
 from agent.trial import Bench, Pace
+from sandbox.bwrap import SYSTEM
 from sandbox.isolation import Isolation, Level, detect
-from tests.attacks import escape, metric
+from sandbox.library import compiled
+from tests.attacks import escape, forgeries, honest, metric, words
 from tests.attacks.world import text_data
 
 bwrap = pytest.mark.skipif(detect().level is not Level.BWRAP, reason=f"needs bubblewrap: {detect().why}")
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[escape.Outside]:
-    with escape.outside(tmp_path_factory.mktemp("outside")) as made:
+def world() -> Iterator[escape.Outside]:
+    with escape.outside() as made:
         yield made
 
 
@@ -36,36 +39,77 @@ def test_without_the_sandbox_it_would(name: str, world: escape.Outside, tmp_path
     assert escape.attempt(name, Isolation(Level.PROCESS), world, tmp_path / "attack") == ""
 
 
+@bwrap
+@pytest.mark.parametrize("name", ["read ~/.ssh", "read ~/.config"])
+def test_a_sandbox_that_shows_too_much_is_found_out(
+    name: str, world: escape.Outside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandbox.bwrap.SYSTEM", (*SYSTEM, "/var"))
+    assert escape.attempt(name, detect(), world, tmp_path / "attack") == ""
+
+
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    data = text_data(tmp_path_factory.mktemp("data"))
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with text_data() as data:
+        yield _bench(data, tmp_path_factory)
+
+
+def _bench(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     fixed = {"prepare.py": (metric.ROOT / "prepare.py").read_text()}
-    return Bench(Task(), fixed, Cell(data, probe(), detect()), Pace(5, 20, 2))
+    isolation = detect()
+    if isolation.level is Level.BWRAP:
+        isolation = replace(isolation, library=compiled(tmp_path_factory.mktemp("bytecode")))
+    return Bench(Task(), fixed, Cell(data, probe(), isolation), Pace(5, 20, 2))
 
 
 @pytest.fixture(scope="session")
-def honest(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> float:
+def unharmed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> float:
     value, why = metric.attempt(bench, (), tmp_path_factory.mktemp("honest"))
     assert value is not None, why
     return value
 
 
-def some_slow(names: Iterable[str]) -> list[ParameterSet]:
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in metric.SLOW else []) for name in names]
+@pytest.fixture(scope="session")
+def night(tmp_path_factory: pytest.TempPathFactory) -> words.Night:
+    return words.night(tmp_path_factory.mktemp("words"))
 
 
-@pytest.mark.parametrize("name", some_slow(metric.ATTACKS))
-def test_no_number_is_forged(name: str, bench: Bench, honest: float, tmp_path: Path) -> None:
-    attack = metric.ATTACKS[name]
-    value, why = metric.attempt(bench, attack.edits, tmp_path, "1e9flop" if attack.stopped_by == "FLOPs" else "20steps")
-    if attack.stopped_by == "unmoved":
-        assert value == honest, why
-    else:
-        assert value is None
-        assert why.startswith(attack.stopped_by)
+@pytest.mark.parametrize("name", words.ATTACKS)
+def test_words_stay_words(name: str, night: words.Night) -> None:
+    assert words.outcome(name, night) == words.ATTACKS[name].where
 
 
-@pytest.mark.parametrize("name", some_slow(metric.HONEST))
+def some_slow(names: Iterable[str], slow: Container[str]) -> list[ParameterSet]:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
+
+
+NEED_BWRAP = {name for name, attack in forgeries.ATTACKS.items() if attack.stopped_by == "sandbox"}
+SLOW = {name for name, attack in forgeries.ATTACKS.items() if attack.slow}
+
+
+@pytest.mark.parametrize("name", some_slow(forgeries.ATTACKS, SLOW))
+def test_no_number_is_forged(name: str, bench: Bench, unharmed: float, tmp_path: Path) -> None:
+    attack = forgeries.ATTACKS[name]
+    if name in NEED_BWRAP and bench.cell.isolation.level is not Level.BWRAP:
+        pytest.skip("what this one looks for is there at level process")
+    if attack.stopped_by == "preflight":
+        assert metric.refused(attack.edits)
+        return
+    value, why = metric.attempt(bench, attack.edits, tmp_path, attack.budget)
+    outcome = metric.outcome(value, why, unharmed)
+    assert outcome.startswith(attack.stopped_by)
+    if attack.stopped_by == "audit":
+        assert "when it could not look ahead" in outcome
+
+
+@pytest.mark.parametrize("name", some_slow(honest.HONEST, honest.SLOW))
 def test_an_honest_candidate_passes(name: str, bench: Bench, tmp_path: Path) -> None:
-    value, why = metric.attempt(bench, metric.HONEST[name], tmp_path)
+    value, why = metric.attempt(bench, honest.HONEST[name], tmp_path)
+    assert value is not None, why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", honest.SOME)
+def test_an_honest_edit_of_train_py_passes(name: str, bench: Bench, tmp_path: Path) -> None:
+    value, why = metric.attempt(bench, honest.of_train_py()[name], tmp_path, honest.BUDGET, honest.TRAIN)
     assert value is not None, why

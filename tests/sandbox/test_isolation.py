@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,13 @@ def test_the_binary_is_found() -> None:
     found = find()
     assert found is not None
     assert os.access(found, os.X_OK)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="takes rights away from root")
+def test_root_that_may_not_mount_is_told_what_to_do(tmp_path: Path) -> None:
+    command = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", sys.executable, "-m", "agent"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([*command, "doctor"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("sandbox"))
+    assert "process only" in line
+    assert "CAP_SYS_ADMIN" in line
