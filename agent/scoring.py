@@ -9,7 +9,7 @@ import json
 import secrets
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ BASELINE_SECONDS = 6 * 3600.0  # for the first run of a session, which nobody ha
 AT_LEAST_SECONDS = 30.0  # start-up alone may take a fifth of it on a busy machine
 PROBES = 4096  # a model that peeks at 0.2 % of the positions is met with probability 1 - 0.998^4096 = 99.97 %
 COMMAND = ("python", "prepare.py", "score")
+
+
+def eager(slot: Slot) -> Slot:
+    """`slot` for runs in which `torch.compile` does nothing: a few batches are not worth it, and FLOPs are counted."""
+    return replace(slot, env={**slot.env, "TORCHDYNAMO_DISABLE": "1", "TORCH_COMPILE_DISABLE": "1"})
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Scorer:
         sealed: dict[str, str | Path] = {CHECKPOINT: folder / CHECKPOINT, CONFIG: (folder / CONFIG).read_text()}
         files = {**candidate.sources, **self.fixed, **sealed}
         execution, result = self.cell.run(
-            Job(COMMAND, files, {"score": True}, log, limit, (role, asked)), folder, slot, cancel
+            Job(COMMAND, files, {"score": True}, log, limit, (role, asked)), folder, eager(slot), cancel
         )
         # Not a word of its log: a child that has seen validation text would have a way to the next proposal.
         failure = failure_of(execution, None, limit)

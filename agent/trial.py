@@ -18,7 +18,7 @@ from agent.config import Task
 from agent.errors import SmokeError
 from agent.folder import CHECKPOINT
 from agent.machine import Machine
-from agent.scoring import BASELINE_SECONDS, Scorer
+from agent.scoring import BASELINE_SECONDS, Scorer, eager
 from agent.values import Candidate, Run
 from corpus.budget import Budget
 from sandbox.metrics import Metrics, MetricsError, format_summary, parse_summary
@@ -87,7 +87,7 @@ class Bench:
         limit = SMOKE_SECONDS * 6 if self.pace.smoke is None else max(SMOKE_SECONDS, 3 * self.pace.smoke)
         spec = {"seed": 0, "budget": SMOKE_BUDGET, "smoke": True, "checkpoint": str(folder / CHECKPOINT)}
         job = self._job(candidate, spec | {"device": device}, folder / "run.log", limit, ("feed", spec))
-        execution, fed = self.cell.run(job, folder, slot)
+        execution, fed = self.cell.run(job, folder, eager(slot))
         (folder / CHECKPOINT).unlink(missing_ok=True)
         failure = failure_of(execution, job.log, limit) or ("" if fed.get("described") else NO_CHECKPOINT)
         if failure or not (fed.get("flop_per_token") and fed.get("forward_flop_per_token")):
