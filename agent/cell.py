@@ -19,7 +19,7 @@ from typing import Any
 
 from agent.dialogue import converse
 from agent.machine import Machine
-from agent.text import one_line
+from agent.text import abridged, raised
 from sandbox.env import child_env
 from sandbox.isolation import Isolation
 from sandbox.limits import Limits
@@ -30,6 +30,7 @@ from sandbox.workspace import make_workspace, remove_workspace, write_aside
 SETTINGS = "trial.json"  # in the child's folder; named by OVERNIGHT_TRIAL
 MEMORY_SHARE = 0.9  # of the machine's, that a child may take
 TASKS = 512  # processes that a child may have at one time
+SEARCHED_LINES = 400  # of a log's end, in which its last exception is looked for
 
 
 @dataclass(frozen=True)
@@ -134,5 +135,9 @@ def failure_of(execution: Execution, log: Path | None, limit: float) -> str:
             return f"ended by signal {execution.signal}"
     if log is None:
         return f"exit {execution.returncode}"
-    last = [line for text in tail(log).splitlines() if (line := one_line(text))]
-    return f"exit {execution.returncode}: {last[-1][:200] if last else 'no output'}"
+    return f"exit {execution.returncode}: {raised(tail(log, SEARCHED_LINES))[:200]}"
+
+
+def end_of(log: Path) -> str:
+    """The end of a crashed run's log, for whoever is to repair it."""
+    return abridged(tail(log, SEARCHED_LINES))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from agent import candidate as candidates
+from agent.cell import end_of
 from agent.desk import REPAIRS, Desk, Draft, Gate, Ready
 from agent.errors import SmokeError, StateError
 from agent.folder import CHECKPOINT, SessionFolder
@@ -39,7 +40,7 @@ from agent.values import (
     Verdict,
 )
 from sandbox.pool import Pool, Slot
-from sandbox.process import Ending, tail
+from sandbox.process import Ending
 
 BASELINE = "baseline"
 SMOKE_SLOT = Slot(0, "smoke")
@@ -216,7 +217,7 @@ class Loop:
         else:
             for run in self.parts.folder.trial(trial.number).runs():
                 (run / CHECKPOINT).unlink(missing_ok=True)
-        self.failure = tail(trial.runs[-1].execution.log_path) if verdict.status is Status.CRASH else ""
+        self.failure = end_of(trial.runs[-1].execution.log_path) if verdict.status is Status.CRASH else ""
         if draft is not None:
             draft.proposer.tell(trial.candidate.proposal, self.records[-1])
             if verdict.status is Status.CRASH and draft.crashes < REPAIRS:

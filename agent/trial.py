@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent.cell import MEMORY_SHARE, Cell, Job, failure_of
+from agent.cell import MEMORY_SHARE, Cell, Job, end_of, failure_of
 from agent.config import Task
 from agent.errors import SmokeError
 from agent.folder import CHECKPOINT
@@ -23,7 +23,7 @@ from agent.values import Candidate, Run
 from corpus.budget import Budget
 from sandbox.metrics import Metrics, MetricsError, format_summary, parse_summary
 from sandbox.pool import Slot
-from sandbox.process import Ending, Execution, tail
+from sandbox.process import Ending, Execution
 from sandbox.workspace import write_aside
 
 SMOKE_SECONDS = 10.0
@@ -31,7 +31,6 @@ SMOKE_BUDGET = "64steps"  # draws; the feed ends a smoke run after two optimizer
 STARTUP_SECONDS = 300.0  # what a run may take before and after training, besides its budget
 FLOP_TOLERANCE = 0.05  # between the forward passes of the smoke run and of scoring, which are of one model
 NO_CHECKPOINT = "no checkpoint: prepare.finish(model, config) was not reached"
-TAIL_LINES = 40
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Bench:
         """Two real steps, a checkpoint, and the model built from it again; None where the task has no smoke run.
 
         They run on the CPU, where the small-machine constants make them cheap, unless the budget is in FLOPs: those are
-        counted here, so the device must be the one that trains. Raise SmokeError with the tail of the log.
+        counted here, so the device must be the one that trains. Raise SmokeError with the end of the log.
         """
         if self.task.profile != "train":
             return None
@@ -91,7 +90,7 @@ class Bench:
         (folder / CHECKPOINT).unlink(missing_ok=True)
         failure = failure_of(execution, job.log, limit) or ("" if fed.get("described") else NO_CHECKPOINT)
         if failure or not (fed.get("flop_per_token") and fed.get("forward_flop_per_token")):
-            raise SmokeError(f"two small steps fail ({failure or 'no training step was made'}):\n{_tail(folder)}")
+            raise SmokeError(f"two small steps fail ({failure or 'no training step was made'}):\n{end_of(job.log)}")
         room = MEMORY_SHARE * self.machine.memory_gb * 1024
         if device == "cpu" == own and execution.peak_rss_mb > room:
             raise SmokeError(
@@ -221,7 +220,3 @@ def _write_run(folder: Path, result: Run, measured: Mapping[str, Any]) -> None:
     write_aside(folder / "execution.json", json.dumps(execution | {"measured": dict(measured)}, indent=1))
     if result.metrics is not None:
         write_aside(folder / "metrics.json", json.dumps(asdict(result.metrics), indent=1))
-
-
-def _tail(folder: Path) -> str:
-    return tail(folder / "run.log", TAIL_LINES)
