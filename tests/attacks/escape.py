@@ -54,7 +54,10 @@ PROGRAMS = {
     "os.mknod('/tmp/disk', 0o600 | stat.S_IFBLK, os.makedev(254, 0)); open('/tmp/disk', 'rb'); print('SURVIVED')",
     "io_uring": SYSCALL + "print('SURVIVED' if libc.syscall(425, 8, ctypes.create_string_buffer(256)) >= 0 else '')",
     "write the ledger": "open('{ledger}', 'a').write('forged'); print('SURVIVED')",
-    "write .git/config": "open('{git}/config', 'a').write('[core]\\n\\tfsmonitor = touch x\\n'); print('SURVIVED')",
+    "write into another trial": "open('{trial}/metrics.json', 'w').write('forged'); print('SURVIVED')",
+    "write .git/config": "with open('{git}/config', 'a') as config:\n"
+    "    config.write('[core]\\n\\tfsmonitor = touch x\\n\\tsshCommand = touch x\\n')\nprint('SURVIVED')",
+    "write a git object": "open('{git}/objects/ab/' + 'c' * 38, 'wb').write(b'forged'); print('SURVIVED')",
     "write a git hook": "open('{git}/hooks/post-checkout', 'w').write('#!/bin/sh'); print('SURVIVED')",
     "hard link out": "import os; os.link('{ledger}', 'model.safetensors'); print('SURVIVED')",
     "symbolic link out": "import os; os.symlink('{ledger}', 'run.log')\n"
@@ -85,8 +88,8 @@ PROGRAMS = {
 CONTROLS = (
     "read ~/.ssh", "read ~/.config", "key in any environ", "TCP to this machine", "UDP to this machine",
     "abstract unix socket", "unix socket by path", "signal another process", "list processes", "write the ledger",
-    "write .git/config", "hard link out", "symbolic link out", "a file for the next trial",
-    "many small files",
+    "write into another trial", "write .git/config", "write a git object", "write a git hook",
+    "hard link out", "symbolic link out", "a file for the next trial", "many small files",
 )  # fmt: skip
 RESIDENT, TASKS, LOG_BYTES = 1500 << 20, 200, 1 << 20
 
@@ -119,6 +122,8 @@ def _outside(folder: Path) -> Iterator[Outside]:
         (home / ".config" / "token", "KEY"),
         (git / "config", ""),
         (git / "hooks" / "sample", ""),
+        (git / "objects" / "ab" / ("d" * 38), ""),
+        (folder / "trials" / "1" / "metrics.json", "{}"),
         (folder / "results.tsv", "ledger\n"),
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +147,7 @@ def _outside(folder: Path) -> Iterator[Outside]:
             "home": home,
             "git": git,
             "ledger": folder / "results.tsv",
+            "trial": folder / "trials" / "1",
             "tcp": tcp.getsockname()[1],
             "udp": udp.getsockname()[1],
             "abstract": abstract,
