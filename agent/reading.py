@@ -28,6 +28,7 @@ from agent.text import plain
 from agent.values import Record
 from corpus.errors import DataError
 from corpus.home import data_folder
+from sandbox import cgroup
 from sandbox.isolation import detect
 from sandbox.process import tail
 
@@ -36,6 +37,7 @@ app = typer.Typer()
 Tag = Annotated[str | None, typer.Option(help="Session; the one used last where it is left out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LOG_LINES = 30
+SCOPE = "for the kernel's own limit try `systemd-run --user --scope overnight run`, or root"
 
 
 @app.command()
@@ -199,6 +201,7 @@ def _doctor() -> dict[str, Any]:
     facts["disk_free_gb"] = round(free, 1) if free >= 1 else f"missing: expected 1 GiB free, found {free:.2f}"
     found = detect()
     facts["sandbox"] = f"{found.level}{f' only: {found.why}' if found.why else ''}"
+    facts["memory_limit"] = "by control group" if cgroup.available() else f"by watchdog, each 0.2 s; {SCOPE}"
     return facts
 
 

@@ -32,7 +32,10 @@ class Group:
 
 
 def make(name: str, memory: int | None, tasks: int | None) -> Group | None:
-    """A group called `name` below the one we are in: bytes of memory, number of threads. None where that is refused."""
+    """A group called `name` below the one we are in, or beside it; None where that is refused.
+
+    memory: bytes. tasks: threads of all its processes.
+    """
     made: list[str] = []
     try:
         for parent, files in _hierarchies(memory, tasks):
@@ -47,6 +50,14 @@ def make(name: str, memory: int | None, tasks: int | None) -> Group | None:
     return Group(made) if made else None
 
 
+def available() -> bool:
+    """Whether a command that we start here can have a group."""
+    group = make(f"sandbox-{os.getpid()}", 1 << 30, 100)
+    if group is not None:
+        group.close()
+    return group is not None
+
+
 def _hierarchies(memory: int | None, tasks: int | None) -> list[tuple[str, dict[str, str]]]:
     """The folders of our own group, and what to write below each."""
     with open("/proc/self/cgroup") as table:  # noqa: PTH123
@@ -59,11 +70,21 @@ def _hierarchies(memory: int | None, tasks: int | None) -> list[tuple[str, dict[
             file = "memory.limit_in_bytes" if name == "memory" else "pids.max"
             if value is not None:
                 found.append((f"{ROOT}/{controllers}{path.rstrip('/')}", {file: str(value)}))
-        unified = f"{ROOT}{path.rstrip('/')}"
-        if not controllers and _enabled(unified):
+        unified = None if controllers else next(filter(_enabled, _unified(path)), None)
+        if unified is not None:
             values = {"memory.max": memory, "memory.swap.max": 0 if memory is not None else None, "pids.max": tasks}
             found.append((unified, {file: str(value) for file, value in values.items() if value is not None}))
     return found
+
+
+def _unified(path: str) -> list[str]:
+    """Folders below which a group may be made: our own, and the one around it.
+
+    A group of version 2 that holds processes, as a terminal's scope does, has no groups with controllers below it; but
+    the slice around it holds none, and belongs to the user where systemd runs for one. (No Internal Process Constraint)
+    """
+    own = f"{ROOT}{path.rstrip('/')}"
+    return [own] if own == ROOT else [own, own.rpartition("/")[0]]
 
 
 def _enabled(folder: str) -> bool:

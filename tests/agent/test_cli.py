@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sandbox import cgroup
 from tests.conftest import CLAIMED, FAKE_TRAIN, git
 
 ROOT = Path(__file__).parent.parent.parent
@@ -86,6 +87,7 @@ def test_doctor_names_what_is_missing_and_shows_no_key(project: Path) -> None:
     assert done.returncode == 1
     assert facts["data"].startswith("missing: data: expected a prepared set")
     assert (facts["OPENAI_API_KEY"], facts["ANTHROPIC_API_KEY"]) == ("set", "not set")
+    assert facts["memory_limit"].startswith("by control group" if cgroup.available() else "by watchdog")
     assert "sk-very-secret" not in done.stdout + done.stderr
 
 
