@@ -131,7 +131,7 @@ class Feed:
         """Hand the checkpoint over; what the feeder counted. From here on nothing can be changed about the run."""
         self._link.send_bytes(json.dumps({"op": "seal", "config": config, "bytes": len(weights)}).encode())
         for start in range(0, len(weights), CHUNK):
-            self._link.send_bytes(weights[start : start + CHUNK])
+            self._link.send_bytes(memoryview(weights)[start : start + CHUNK])
         facts, _ = _read(self._link)
         return facts
 
@@ -324,7 +324,12 @@ def checkpoint(model: Any, config: Any) -> tuple[dict[str, Any], bytes]:
     """What scoring needs: the config and facts of the model (JSON can hold them), and its weights as safetensors."""
     from safetensors.torch import save
 
-    state = {name.removeprefix("_orig_mod."): t.detach().cpu().clone() for name, t in model.state_dict().items()}
+    state, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        held = tensor.detach().cpu().contiguous()
+        place = held.untyped_storage().data_ptr()
+        state[name.removeprefix("_orig_mod.")] = held.clone() if place in seen else held  # tied: safetensors wants two
+        seen.add(place)
     return {"config": dataclasses.asdict(config), "facts": model_facts(model, config)}, save(state)
 
 

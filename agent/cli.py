@@ -130,7 +130,7 @@ def try_(
 
 @app.command()
 def audit(
-    tag: Tag = None,
+    tag: Annotated[str | None, typer.Argument(help="Of which session; of the latest if not given.")] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train again where a checkpoint is gone.")] = False,
     sandbox: Sandboxing = None,
     as_json_: AsJson = False,

@@ -77,7 +77,7 @@ def test_keeps_are_audited_and_can_be_audited_again(session: tuple[Path, Path, s
     ledger = folder / ".overnight/t/results.tsv"
     text, honest = ledger.read_text(), rows(folder)[1][1]
     ledger.write_text(text.replace(honest, f"{float(honest) - 0.01:.6f}"))
-    forged = overnight(folder, cache, "audit", "--tag", "t", "--json")
+    forged = overnight(folder, cache, "audit", "t", "--json")
     assert forged.returncode == 1
     checks = json.loads(forged.stdout)
     assert [(check["trial"], bool(check["problem"])) for check in checks] == [(0, False), (1, True)]
@@ -85,7 +85,7 @@ def test_keeps_are_audited_and_can_be_audited_again(session: tuple[Path, Path, s
 
     ledger.write_text(text)
     (trials / "1/runs/0" / CHECKPOINT).unlink()
-    again = overnight(folder, cache, "audit", "--tag", "t", "--retrain")
+    again = overnight(folder, cache, "audit", "t", "--retrain")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("(holds)") == 2
 
