@@ -21,6 +21,7 @@ import ctypes
 import dataclasses
 import json
 import os
+import random
 import resource
 import socket
 import subprocess
@@ -155,7 +156,7 @@ class Feed:
         return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
     def _bound_steps_in_flight(self) -> None:
-        """A GPU queues work far ahead of the clock: wait for the step before last, so at most two are in flight."""
+        """A GPU queues work far ahead of the clock: wait for all steps but the last, so at most two are in flight."""
         if self._device.type != "cuda":
             return
         import torch
@@ -163,12 +164,14 @@ class Feed:
         event = torch.cuda.Event()
         event.record()
         self._events.append(event)
-        if len(self._events) > 2:
+        if len(self._events) > 1:
             self._events.pop(0).synchronize()
 
     def _measured(self) -> bool:
         """Count the FLOPs of the first whole steps where nobody has yet; whether a smoke run is over with that."""
         if self._count_flop and self._meter is None:
+            if STARTUP is not None:
+                self._ask("started", startup_flop=STARTUP.close())
             self._meter = Meter()
         elif self._count_flop and self._meter.at_draw() >= METERED_STEPS:
             self._stop_counting()
@@ -231,6 +234,7 @@ def _read(link: Connection) -> tuple[dict[str, Any], np.ndarray | None]:
     return facts, None if shape is None else np.frombuffer(link.recv_bytes(), "<u2").reshape(shape)
 
 
+STARTUP = Meter() if TRIAL.get("smoke") else None  # what is computed before the first batch
 _feed: Feed | None = None
 
 
@@ -239,9 +243,19 @@ def open_feed() -> Feed:
     global _feed
     if _feed is None:
         keep_memory()
+        seed_all()
         link = Connection(TRIAL["fd"]) if TRIAL else _serve("feed", {"budget": _budget(), "seed": SEED})
         _feed = Feed(link, device())
     return _feed
+
+
+def seed_all() -> None:
+    """Every generator that a script may forget to seed, by the run's seed."""
+    import torch
+
+    torch.manual_seed(SEED)
+    np.random.seed(SEED % 2**32)
+    random.seed(SEED)
 
 
 def keep_memory() -> None:
@@ -437,13 +451,22 @@ def score() -> None:
 # ── command line ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def vocabulary(text: str) -> int:
+    """Tokens; for `bytes` one of each, and the beginning of a document."""
+    if text != "bytes" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number of tokens, or bytes, found {text!r}")
+    return 257 if text == "bytes" else int(text)
+
+
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make the data that train.py trains on. Idempotent and resumable.")
     parser.add_argument(
         "--dataset", default="stdlib", help="stdlib (default, no network), climbmix, tinystories, or a path"
     )
     parser.add_argument(
-        "--vocab-size", help=f"tokens, or `bytes` (default {VOCAB_SIZE}; {SMALL_VOCAB_SIZE} on a small machine)"
+        "--vocab-size",
+        type=vocabulary,
+        help=f"tokens, or `bytes` (default {VOCAB_SIZE}; {SMALL_VOCAB_SIZE} on a small machine)",
     )
     parser.add_argument(
         "--seq-len", type=int, help=f"row length (default {MAX_SEQ_LEN}; {SMALL_SEQ_LEN} on a small machine)"
@@ -466,12 +489,11 @@ def main() -> None:
 
     args = options()
     small = device().type != "cuda" if args.small is None else args.small
-    vocab = args.vocab_size or (SMALL_VOCAB_SIZE if small else VOCAB_SIZE)
     try:
         folder = prepare_data(
             args.dataset,
             cache=cache(),
-            vocab_size=257 if vocab == "bytes" else int(vocab),
+            vocab_size=args.vocab_size or (SMALL_VOCAB_SIZE if small else VOCAB_SIZE),
             max_seq_len=args.seq_len or (SMALL_SEQ_LEN if small else MAX_SEQ_LEN),
             eval_tokens=args.eval_tokens or (SMALL_EVAL_TOKENS if small else EVAL_TOKENS),
             shards=args.shards,

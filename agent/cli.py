@@ -17,7 +17,7 @@ import typer
 
 from agent import reading
 from agent.config import load
-from agent.errors import OvernightError, StateError, UsageError
+from agent.errors import OvernightError, StateError, UsageError, because
 from agent.folder import sessions
 from agent.ledger import incumbent
 from agent.loop import Loop
@@ -53,7 +53,8 @@ def main() -> None:
         print(f"overnight: {plain(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        print(f"overnight: {error.filename or 'disk'}: {error.strerror}; nothing recorded is lost", file=sys.stderr)
+        found = f"{error.filename or 'disk'}: expected to read and write here, found {because(error)}"
+        print(f"overnight: {found}; nothing recorded is lost", file=sys.stderr)
         raise SystemExit(1) from None
 
 

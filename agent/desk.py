@@ -124,7 +124,8 @@ class Desk:
         name = proposer.name
         if isinstance(error, ProviderOverloaded):
             strikes = self._strikes[name] = self._strikes.get(name, 0) + 1
-            self._rests[name] = time.monotonic() + BACK_OFF[min(strikes, len(BACK_OFF)) - 1]
+            rest = max(error.retry_after, BACK_OFF[min(strikes, len(BACK_OFF)) - 1])
+            self._rests[name] = time.monotonic() + rest
             return
         self.proposers = [one for one in self.proposers if one is not proposer]
         if not self.proposers:

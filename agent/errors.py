@@ -18,6 +18,7 @@ Anything else propagates: the session stays resumable and the command exits 1 wi
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -85,4 +86,21 @@ class ProviderRefused(ProviderError):
 
 
 class ProviderOverloaded(ProviderError):
-    pass
+    """retry_after: seconds that it asked to be left alone, 0 where it named none."""
+
+    def __init__(self, message: str, cost_usd: float = 0.0, retry_after: float = 0.0) -> None:
+        super().__init__(message, cost_usd)
+        self.retry_after = retry_after
+
+
+def because(error: OSError) -> str:
+    """What the system said, and what to do about it."""
+    advice = {
+        errno.ENOSPC: "free some disk space and resume",
+        errno.EDQUOT: "free some of your disk quota and resume",
+        errno.EFBIG: "raise the file size limit (ulimit -f) and resume",
+        errno.EACCES: "make it accessible to you (chmod)",
+        errno.EROFS: "mount it writable or work elsewhere",
+        errno.ENOENT: "check the path",
+    }
+    return f"{error.strerror or error}; {advice.get(error.errno or 0, 'check the path and the disk')}"

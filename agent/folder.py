@@ -16,12 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.errors import StateError
+from agent.errors import StateError, because
 from agent.values import Audit, Candidate, Edit, Proposal, Purpose, Record
 from sandbox.workspace import write_aside
 
 CHECKPOINT = "model.safetensors"
 CONFIG = "config.json"  # of the model in the checkpoint, and what it says of itself
+RUN_LOG = "run.log"
+EXECUTION = "execution.json"  # of a run: how it ended, and what the trusted side measured
 SCORED = "nats.npy"  # of every scored token, for the audit
 
 
@@ -147,7 +149,7 @@ class SessionFolder:
             if not ignore.exists():
                 write_aside(ignore, "*\n")
         except OSError as error:
-            raise StateError(f"session: expected to write {self.path}, found: {error.strerror}") from None
+            raise StateError(f"session: expected to write {self.path}, found: {because(error)}") from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from agent.values import Audit, Record, RunAgain, Status, Trial, Verdict
 # What a blind answer may differ from the scored one, in nats: the largest difference, and the mean with its sign. On a
 # CPU measured, in float32 and bfloat16, at 1e-6 and 1e-8 (docs/bench.md); on GPUs a guess from bfloat16's rounding,
 # until somebody measures it.
-TOLERANCE = {"cpu": (0.01, 0.0002), "cuda": (0.25, 0.005), "mps": (0.25, 0.005)}
+TOLERANCE = {"cpu": (0.001, 0.000002), "cuda": (0.25, 0.005), "mps": (0.25, 0.005)}
 
 
 class Judge(Protocol):
@@ -54,7 +54,7 @@ def confirm(keep: Verdict, audit: Audit, before: Audit | None, device: str, task
         return Verdict(Status.REJECT, f"audit: {audit.problem or 'no answer'}")
     worst, mean = TOLERANCE[device]
     if audit.worst > worst or abs(audit.blind - audit.scored) > mean:
-        found = f"{audit.scored:.4f} nats a token were scored, {audit.blind:.4f} when it could not look ahead"
+        found = f"{audit.scored:.6f} nats a token were scored, {audit.blind:.6f} when it could not look ahead"
         return Verdict(Status.REJECT, f"audit: {found}, {audit.worst:.4f} apart at worst, at {audit.probes} places")
     if before is None or before.held_bpb is None or task.better(audit.held_bpb, before.held_bpb):
         return keep

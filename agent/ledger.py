@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from agent.errors import StateError
+from agent.errors import StateError, because
 from agent.values import Record, Status
 
 COLUMNS = (
@@ -96,7 +96,7 @@ class Ledger:
             finally:
                 os.close(handle)
         except OSError as error:
-            raise StateError(f"expected to append to {self.path}, found: {_why(error)}") from error
+            raise StateError(f"expected to append to {self.path}, found: {because(error)}") from error
 
     def _append(self, handle: int, line: str) -> None:
         size = os.fstat(handle).st_size
@@ -144,7 +144,7 @@ class Ledger:
                 file.truncate(whole)
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StateError(f"expected to repair {self.path}, found: {_why(error)}") from error
+            raise StateError(f"expected to repair {self.path}, found: {because(error)}") from error
         return content[whole:].decode("utf-8", "replace")
 
 
@@ -188,23 +188,10 @@ def _load(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise StateError(f"expected a ledger at {path}, found: {_why(error)}") from error
+        raise StateError(f"expected a ledger at {path}, found: {because(error)}") from error
     if b"\0" in content:
         raise StateError(f"expected a ledger of text at {path}, found binary data; give a results.tsv")
     return content.decode("utf-8", "replace")
-
-
-def _why(error: OSError) -> str:
-    reason = error.strerror or str(error)
-    advice = {
-        errno.ENOSPC: "free some disk space and resume",
-        errno.EDQUOT: "free some of your disk quota and resume",
-        errno.EFBIG: "raise the file size limit (ulimit -f) and resume",
-        errno.EACCES: "make it accessible to you (chmod)",
-        errno.EROFS: "mount it writable or work elsewhere",
-        errno.ENOENT: "check the path",
-    }
-    return f"{reason}; {advice.get(error.errno or 0, 'check the path and the disk')}"
 
 
 def _is_row(line: str) -> bool:

@@ -89,6 +89,7 @@ class Loop:
         self.flights: dict[int, Flight] = {}
         self.crashed: Draft | None = None
         self.failure = ""
+        self.said = ""
         self.interrupts = 0
 
     @property
@@ -232,7 +233,9 @@ class Loop:
         """Where the session was left, or its baseline. Says what to expect before anything is spent."""
         cut_off = self.memory.recall()
         self._follow_ledger()
-        self.parts.say(self.expectation())
+        self._expect()
+        if not cut_off:
+            self._go_on_from_a_crash()
         for trial in cut_off:
             self._resume(trial)
         if not self.records and not self.flights:
@@ -248,6 +251,15 @@ class Loop:
         self.parts.folder.trial(0).write_proposal(proposal, 0.0)
         self.parts.folder.trial(0).write_candidate(candidate, self.commit)
         self._run_committed(Trial(0, self.commit, candidate), None)
+
+    def _go_on_from_a_crash(self) -> None:
+        """A crash in the last row is told, and sent back, as if the session had not stopped behind it."""
+        if (left := self.memory.last_crash()) is None:
+            return
+        proposal, self.failure, in_a_row = left
+        proposer, times = self.desk.named(proposal.proposer), (in_a_row - 1) % (1 + REPAIRS) + 1  # of one idea
+        if proposer is not None and times <= REPAIRS:
+            self.crashed = Draft(proposer, proposal, self.failure, crashes=times)
 
     def _resume(self, trial: CutOff) -> None:
         """Run it again; what was only paid for is recorded as that."""
@@ -288,13 +300,16 @@ class Loop:
         """The baseline's times bound all later runs; they are on disk before its row is."""
         self.bench = self.bench.paced(flight.smoke, flight.trial.runs[-1])
         self.parts.folder.write_session((self.parts.folder.session() or {}) | {"pace": self.bench.pace.facts()})
-        self.parts.say(self.expectation())
+        self._expect()
 
-    def expectation(self) -> str:
-        """What the session will take, for a person to read."""
+    def _expect(self) -> None:
+        """Say what the session will take, again when that has changed."""
         parts = self.parts
         done = experiments(self.records)
-        return forecast(parts.origin, self.bench, parts.stop, done, parts.proposers, self.history())
+        said = forecast(parts.origin, self.bench, parts.stop, done, parts.proposers, self.history())
+        if said != self.said:
+            self.parts.say(said)
+        self.said = said
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent.folder import SessionFolder
+from agent.cell import end_of
+from agent.folder import RUN_LOG, SessionFolder
 from agent.ledger import Ledger, kept
 from agent.recording import line, outcome
-from agent.values import Candidate, Proposal, Record
+from agent.values import Candidate, Proposal, Record, Status
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class Memory:
                 cut_off.append(CutOff(number, folder.proposal(), folder.cost_usd(), candidate, commit))
         self.earlier = len(self.records)
         return cut_off
+
+    def last_crash(self) -> tuple[Proposal, str, int] | None:
+        """Of a last row that is a crash: the proposal, the end of its log, and how many of its proposer's in a row."""
+        crashes = list(itertools.takewhile(lambda record: record.status == Status.CRASH, reversed(self.records)))
+        trial = self.folder.trial(crashes[0].trial) if crashes and crashes[0].trial else None
+        proposal, runs = (trial.proposal(), trial.runs()) if trial is not None else (None, [])
+        if proposal is None or not runs:
+            return None
+        own = itertools.takewhile(lambda record: record.proposer == proposal.proposer, crashes)
+        return proposal, end_of(runs[-1] / RUN_LOG), len(list(own))
 
     def keeps(self) -> list[int]:
         """The numbers of the kept trials, the incumbent's last."""

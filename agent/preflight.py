@@ -152,7 +152,8 @@ def _without_docstring(node: ast.AST, body: list[ast.stmt]) -> list[ast.stmt]:
 def _inspect(source: str, extra: frozenset[str]) -> tuple[Breach, ...]:
     found = list(_of_text(source))
     try:
-        found += breaches(_facts(source, _parsed(source)), extra)
+        tree = _parsed(source)
+        found += [*breaches(_facts(source, tree), extra), *_payload(tree)]
     except _Unparsable as error:
         found.append(Breach("syntax", error.line, str(error)))
     distinct = {(breach.rule, breach.line): breach for breach in found}
@@ -204,6 +205,22 @@ def _of_text(source: str) -> Iterator[Breach]:
         coding = _CODING.match(text)
         if coding and coding.group(1).lower().replace("_", "-") not in {"utf-8", "utf8"}:
             yield Breach("encoding", number, text.strip())
+
+
+def _payload(tree: ast.Module) -> Iterator[Breach]:
+    """Texts and numbers that are too long, or the place where all of them together become too many."""
+    text = numbers = 0
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant):
+            continue
+        value = node.value
+        size = len(value) if isinstance(value, str | bytes) else 0
+        bits = value.bit_length() if isinstance(value, int) else 0
+        before = text <= rules.MAX_TEXT and numbers <= rules.MAX_NUMBERS
+        text, numbers = text + size, numbers + isinstance(value, int | float | complex)
+        over = before and (text > rules.MAX_TEXT or numbers > rules.MAX_NUMBERS)
+        if size > rules.MAX_STRING or bits > rules.MAX_BITS or over:
+            yield Breach("payload", node.lineno, f"{text} characters of text and {numbers} numbers so far")
 
 
 def _line(source: str, offset: int) -> str:

@@ -15,7 +15,7 @@ from agent import preflight
 from agent.clients import key_present
 from agent.config import load, load_task
 from agent.errors import OvernightError, UsageError
-from agent.folder import SessionFolder, sessions
+from agent.folder import RUN_LOG, SessionFolder, sessions
 from agent.ledger import Ledger, incumbent, read
 from agent.machine import probe
 from agent.recording import line
@@ -130,7 +130,8 @@ def _ledger_of(name: str | None) -> Path:
 
 def _direction(ledger: Path) -> str:
     """Which way is better: of our own sessions we know, and others' ledgers are of losses."""
-    facts = SessionFolder(ledger.parents[2], ledger.parent.name).session() if len(ledger.parents) > 2 else None
+    folders = ledger.resolve().parents
+    facts = SessionFolder(folders[2], folders[0].name).session() if len(folders) > 2 else None
     return load_task(facts["task"]).direction if facts else "min"
 
 
@@ -153,7 +154,7 @@ def _status(folder: SessionFolder) -> dict[str, Any]:
 def _trial(folder: SessionFolder, record: Record) -> dict[str, Any]:
     trial = folder.trial(record.trial or 0)
     proposal, found = trial.proposal(), trial.candidate()
-    log = next((run / "run.log" for run in reversed(trial.runs()) if (run / "run.log").is_file()), None)
+    log = next((run / RUN_LOG for run in reversed(trial.runs()) if (run / RUN_LOG).is_file()), None)
     return {
         "record": asdict(record),
         "hypothesis": proposal.hypothesis if proposal else "",

@@ -12,13 +12,14 @@ from statistics import fmean
 
 from agent.candidate import digest_of
 from agent.errors import SmokeError
-from agent.folder import CHECKPOINT, CONFIG, SessionFolder
+from agent.folder import CHECKPOINT, CONFIG, EXECUTION, SessionFolder
 from agent.judge import confirm
 from agent.ledger import kept, read
 from agent.repo import Repo, trial_ref
 from agent.text import one_line
 from agent.trial import Bench
 from agent.values import Audit, Candidate, Proposal, Record, Status, Verdict
+from corpus.home import sha256
 from sandbox.pool import Slot
 
 SLOT = Slot(0, "audit")
@@ -86,6 +87,9 @@ def _measure(
 
 
 def _again(bench: Bench, candidate: Candidate, run: Path, scratch: Path) -> float | str:
+    found, sealed = sha256(run / CHECKPOINT), json.loads((run / EXECUTION).read_text())["measured"].get("sha256")
+    if sealed not in (None, found):
+        return f"expected the checkpoint that was sealed, sha256 {sealed[:12]}, found {found[:12]}"
     (scratch / CHECKPOINT).symlink_to((run / CHECKPOINT).resolve())
     (scratch / CONFIG).write_bytes((run / CONFIG).read_bytes())
     return bench.scorer.again(candidate, scratch, SLOT, threading.Event())

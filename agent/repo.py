@@ -124,6 +124,8 @@ class Repo:
             self._git("update-ref", ref, new, old)
         except git.GitCommandError as error:
             found = self.ref(ref)
+            if (found or NOTHING) == old:
+                raise StateError(f"git: expected to move {ref} to {new[:7]}, found: {_said(error)}") from None
             raise StateError(
                 f"git: expected {ref} at {old[:7]}, found {found[:7] if found else 'none'}; somebody else moved it: "
                 f"put it back or choose another tag ({_said(error)})"

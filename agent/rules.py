@@ -8,6 +8,10 @@ from __future__ import annotations
 
 MAX_LINES = 1500
 MAX_BYTES = 120_000
+MAX_STRING = 2_000  # characters of one string
+MAX_TEXT = 40_000  # characters of all strings
+MAX_NUMBERS = 2_000  # written out in the file
+MAX_BITS = 256  # of one whole number
 MAX_DEPTH = 80  # nesting of syntax; far above what people write, far below what exhausts the stack
 
 RULES = {
@@ -15,6 +19,8 @@ RULES = {
     "encoding": "the file must be plain UTF-8 text without control, invisible or direction-changing characters: "
     "remove them, or write them as escapes.",
     "size": f"the file may have at most {MAX_LINES} lines and {MAX_BYTES // 1000} kB: make room by simplifying.",
+    "payload": "the file is code, not data: it may hold no long texts, tables of numbers or weights; what the model "
+    "knows it learns from the feed.",
     "contract-name": "the harness imports `GPTConfig`, `build_model` and `main` by name: keep one definition of each "
     "at top level and do not assign to it.",
     "contract-signature": "the harness calls `build_model(config)` and `main()`: keep them plain functions with just "
@@ -128,7 +134,7 @@ ATTRIBUTES = {
 # Double-underscore attributes that are part of ordinary code; all others count as introspection.
 PLAIN_DUNDERS = _words(
     """
-    __init__ __post_init__ __new__ __class__ __name__ __qualname__ __doc__ __version__ __call__ __repr__ __str__
+    __init__ __post_init__ __new__ __class__ __name__ __qualname__ __version__ __call__ __repr__ __str__
     __len__ __getitem__ __setitem__ __iter__ __next__ __enter__ __exit__ __eq__ __hash__ __lt__ __add__ __mul__
     """
 )

@@ -15,12 +15,13 @@ from agent.cell import Cell
 from agent.clients import KEYS, make_client, split_model
 from agent.clients.pricing import Price
 from agent.config import Settings, Task, load_task, stop_time
-from agent.errors import StateError, UsageError
+from agent.errors import StateError, UsageError, because
 from agent.folder import SessionFolder, sessions
 from agent.judge import Greedy
 from agent.loop import Parts
 from agent.machine import Machine, probe
 from agent.proposers.command import Command
+from agent.proposers.given import NAME as GIVEN
 from agent.proposers.llm import LLM
 from agent.recording import Origin
 from agent.repo import Repo, branch_ref
@@ -140,6 +141,12 @@ def _refuse_others(settings: Settings, facts: Mapping[str, Any], repo: Repo, tag
         )
 
 
+def _holds_foreign(folder: SessionFolder) -> bool:
+    """Whether a model's code may be what knobs are turned in, or what is run again: somebody not offline proposed."""
+    proposals = (trial.proposal() for _, trial in folder.trials())
+    return any(proposal is not None and proposal.proposer in FOREIGN | {GIVEN} for proposal in proposals)
+
+
 def _isolation(wanted: str | None) -> Isolation:
     """The best level of this machine, or the one that is asked for. StateError where that cannot be had."""
     if wanted == Level.PROCESS:
@@ -248,7 +255,7 @@ def without_text(isolation: Isolation, data: Path | None) -> Isolation:
     try:
         return replace(isolation, library=compiled(cache() / "bytecode"))
     except OSError as error:
-        raise StateError(f"sandbox: expected to write below {cache()}, found: {error.strerror}") from None
+        raise StateError(f"sandbox: expected to write below {cache()}, found: {because(error)}") from None
 
 
 def make_proposers(session: Session, settings: Settings, repo: Repo) -> list[Proposer]:
@@ -256,8 +263,11 @@ def make_proposers(session: Session, settings: Settings, repo: Repo) -> list[Pro
     settings = _with_model(settings)
     names = [name.strip() for name in settings.proposer.split(",")]
     if names == ["auto"]:
+        if settings.model is None and (settings.base_url or settings.command):
+            given, wanted = ("--base-url", "--model") if settings.base_url else ("--command", "--proposer command")
+            raise UsageError(f"proposer: expected {wanted} beside {given}, found none")
         names = ["llm"] if settings.model else ["knobs"]
-    if set(names) & FOREIGN:
+    if set(names) & FOREIGN or _holds_foreign(session.folder):
         allow_foreign(session, settings)
     return [_proposer(name, session, settings, repo) for name in names]
 

@@ -16,7 +16,7 @@ from typing import Any
 from agent.cell import MEMORY_SHARE, Cell, Job, end_of, failure_of
 from agent.config import Task
 from agent.errors import SmokeError
-from agent.folder import CHECKPOINT
+from agent.folder import CHECKPOINT, EXECUTION, RUN_LOG
 from agent.machine import Machine
 from agent.scoring import BASELINE_SECONDS, Scorer, eager
 from agent.values import Candidate, Run
@@ -36,21 +36,27 @@ NO_CHECKPOINT = "no checkpoint: prepare.finish(model, config) was not reached"
 @dataclass(frozen=True)
 class Smoke:
     """Two steps of a candidate. flop_per_token: of whole training steps, and of a forward pass alone; None where they
-    ran on another device than training does. memory_mb: peak, MiB; seconds: wall."""
+    ran on another device than training does. startup_flop: of all before the first batch. memory_mb: peak, MiB;
+    seconds: wall."""
 
     flop_per_token: float | None
     forward_flop_per_token: float | None
+    startup_flop: float
     memory_mb: float
     seconds: float
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How long the baseline took, from which every later limit follows. None until the baseline has run."""
+    """What the baseline took, from which every later limit follows. None until the baseline has run.
+
+    smoke, train, score: seconds. startup_flop: FLOPs before its first batch.
+    """
 
     smoke: float | None = None
     train: float | None = None
     score: float | None = None
+    startup_flop: float | None = None
 
     def facts(self) -> dict[str, float | None]:
         return asdict(self)
@@ -85,7 +91,7 @@ class Bench:
         device = own if Budget.parse(budget).unit == "flop" else "cpu"
         limit = SMOKE_SECONDS * 6 if self.pace.smoke is None else max(SMOKE_SECONDS, 3 * self.pace.smoke)
         spec = {"seed": 0, "budget": SMOKE_BUDGET, "smoke": True, "checkpoint": str(folder / CHECKPOINT)}
-        job = self._job(candidate, spec | {"device": device}, folder / "run.log", limit, ("feed", spec))
+        job = self._job(candidate, spec | {"device": device}, folder / RUN_LOG, limit, ("feed", spec))
         execution, fed = self.cell.run(job, folder, eager(slot))
         (folder / CHECKPOINT).unlink(missing_ok=True)
         failure = failure_of(execution, job.log, limit) or ("" if fed.get("described") else NO_CHECKPOINT)
@@ -98,7 +104,15 @@ class Bench:
             )
         forward = fed["forward_flop_per_token"]
         charged = max(fed["flop_per_token"], forward)  # a token that is drawn costs a forward pass at the least
-        smoke = Smoke(charged, forward, execution.peak_rss_mb, execution.wall_seconds)
+        started = fed.get("startup_flop") or 0.0
+        if self.pace.startup_flop is not None:
+            free = 2 * (self.pace.startup_flop + charged * (fed["warm_tokens"] + fed["tokens"]))
+            if started > free:
+                raise SmokeError(
+                    f"start-up computes {started:.3g} FLOPs before the first batch, where {free:.3g} are free (twice "
+                    "what the baseline's start-up, the warm-up and two steps take): train on batches from the feed"
+                )
+        smoke = Smoke(charged, forward, started, execution.peak_rss_mb, execution.wall_seconds)
         return smoke if device == own else replace(smoke, flop_per_token=None, forward_flop_per_token=None)
 
     def run(
@@ -117,7 +131,7 @@ class Bench:
         spec = {"seed": seed, "budget": budget, "flop_per_token": smoke.flop_per_token if smoke else None}
         write_aside(folder / "trial.json", json.dumps(spec, indent=1))
         limit = self.wall_limit(Budget.parse(budget))
-        log = folder / "run.log"
+        log = folder / RUN_LOG
         files = {"checkpoint": str(folder / CHECKPOINT), "curve": str(folder / "curve.jsonl")}
         serve = ("feed", spec | files) if self.task.profile == "train" else None
         execution, fed = self.cell.run(self._job(candidate, spec, log, limit, serve), folder, slot, cancel)
@@ -163,7 +177,8 @@ class Bench:
         """The same bench with the baseline's times as the measure of all later limits."""
         trained = baseline.execution.wall_seconds
         scored = baseline.metrics.total_seconds - trained if baseline.metrics and smoke else None
-        return replace(self, pace=Pace(smoke.seconds if smoke else None, trained, scored))
+        began = smoke.startup_flop if smoke else None
+        return replace(self, pace=Pace(smoke.seconds if smoke else None, trained, scored, began))
 
 
 def _sealing(fed: Mapping[str, Any]) -> str:
@@ -217,6 +232,6 @@ def _metrics(log: Path) -> tuple[Metrics | None, str]:
 
 def _write_run(folder: Path, result: Run, measured: Mapping[str, Any]) -> None:
     execution = asdict(result.execution) | {"log_path": result.execution.log_path.name}
-    write_aside(folder / "execution.json", json.dumps(execution | {"measured": dict(measured)}, indent=1))
+    write_aside(folder / EXECUTION, json.dumps(execution | {"measured": dict(measured)}, indent=1))
     if result.metrics is not None:
         write_aside(folder / "metrics.json", json.dumps(asdict(result.metrics), indent=1))

@@ -93,7 +93,7 @@ class Clock:
         if self.started is None:
             self.started = min(self.now(), self.opened + self.allowance.seconds)
         if self.ended is None and self.spent() >= self.budget.amount:
-            self.ended = self.now()
+            self.ended = self._over()
         if self.ended is not None:
             return False
         now = self.now()
@@ -110,15 +110,18 @@ class Clock:
             self.started = self.now() if self.started is None else self.started
 
     def seal(self) -> None:
-        """The checkpoint has landed. Training that stops before its budget is over ends here too.
-
-        Who draws no more may still be training, on batches drawn before: in seconds the budget ends that; else it
-        ended with the last batch, which is given as long as any batch took.
-        """
+        """The checkpoint has landed. Training that stops before its budget is over ends here too."""
         self.sealed = self.now()
         if self.ended is None:
-            self.ended = self.sealed
-            if self.budget.unit == "s" and self.started is not None:
-                self.ended = min(self.sealed, self.started + self.budget.amount)
-            elif self.drawn is not None:
-                self.ended = min(self.sealed, self.drawn + self.longest)
+            self.ended = self._over()
+
+    def _over(self) -> float:
+        """When training ended, for one that draws the end now or not at all.
+
+        It may have gone on with batches drawn before: in seconds the budget ends that; else it ended with the last
+        batch, which is given as long as any batch before it took.
+        """
+        now = self.now()
+        if self.budget.unit == "s":
+            return now if self.started is None else min(now, self.started + self.budget.amount)
+        return now if self.drawn is None or self.steps < 2 else min(now, self.drawn + self.longest)

@@ -12,6 +12,7 @@ SPEC, as JSON: data (folder), fd, result (path or null); for feed: budget, seed,
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -25,20 +26,21 @@ from typing import Any
 import numpy as np
 
 from corpus.budget import Allowance, Budget, Clock
+from corpus.home import sha256
 from corpus.packing import Tokens
 from corpus.scoring import Data, audit, referee
 from corpus.wire import MAX_REQUEST, count, receive, send
 
 CHECKPOINT_LIMIT = 16 << 30  # bytes
 CHUNK_LIMIT = 1 << 25  # bytes of a checkpoint in one message
-FREE_SHARE = 0.5  # of the disk's free space, that a checkpoint may take
+FULL = 1 << 30  # bytes free, below which it is the disk's fault, not the model's, that a checkpoint does not fit
 CURVE_BYTES = 64 << 20
 MAX_OPENINGS = 200  # brackets in the description of a model; bounds how deep it is nested
 TRAIN_ROWS_LIMIT = 1 << 24  # tokens in one request; a larger one is a mistake, and would only exhaust memory
 
 
 class Feeder:
-    """Answers one training process: hello, warmup, next, log, measured, rehearsed, seal."""
+    """Answers one training process: hello, warmup, started, next, log, measured, rehearsed, seal."""
 
     def __init__(self, data: Data, spec: dict[str, Any]) -> None:
         self.data, self.spec = data, spec
@@ -47,6 +49,7 @@ class Feeder:
         self.logged = 0  # bytes
         self.described: Any = None
         self.forward_flop_per_token: float | None = None
+        self.startup_flop: float | None = None
         self.clock = Clock(Budget.parse(spec["budget"]), Allowance(), spec.get("flop_per_token"))
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], Tokens | None]:
@@ -65,6 +68,8 @@ class Feeder:
             case "measured":
                 if self.clock.flop_per_token is None:
                     self.clock.flop_per_token = count(request["flop_per_token"])
+            case "started":
+                self.startup_flop = count(request["startup_flop"] or 1)  # one that computes nothing is told of, too
             case "rehearsed":
                 self.forward_flop_per_token = count(request["forward_flop_per_token"])
             case "log":
@@ -119,14 +124,21 @@ class Feeder:
             "sealed_after": late,
             "described": self.described,
             "forward_flop_per_token": self.forward_flop_per_token,
+            "startup_flop": self.startup_flop,
             "deadline": clock.budget.deadline(clock.seconds()),
+            "sha256": sha256(Path(self.spec["checkpoint"])) if self.described and self.spec.get("checkpoint") else None,
         }
 
 
 def _receive_file(path: str | None, size: int, chunks: Iterator[bytes]) -> None:
-    """`size` bytes into `path`, whole or not at all; None drops them. Raise ValueError for more or fewer."""
-    room = int(FREE_SHARE * shutil.disk_usage(Path(path).parent).free) if path else CHECKPOINT_LIMIT
-    limit = min(CHECKPOINT_LIMIT, room)
+    """`size` bytes into `path`, whole or not at all; None drops them.
+
+    Raise ValueError for more or fewer, or more than the disk should take; OSError where that is the disk's fault.
+    """
+    free = shutil.disk_usage(Path(path).parent).free if path else 2 * CHECKPOINT_LIMIT
+    limit = min(CHECKPOINT_LIMIT, free // 2)  # half of the disk stays free for others
+    if limit < size <= CHECKPOINT_LIMIT and free < FULL:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     if not 0 <= size <= limit:
         raise ValueError(f"seal: expected at most {limit} bytes, found {size}")
     aside, received = Path(f"{path}.part" if path else os.devnull), 0

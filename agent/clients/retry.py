@@ -68,7 +68,7 @@ class RetryPolicy:
         try:
             return retrying(attempt)
         except Transient as error:
-            raise ProviderOverloaded(self._gave_up(error, retrying)) from error
+            raise ProviderOverloaded(self._gave_up(error, retrying), retry_after=error.retry_after or 0.0) from error
 
     def _worth_another(self, error: BaseException) -> bool:
         return isinstance(error, Transient) and (error.retry_after or 0.0) <= self.longest_request

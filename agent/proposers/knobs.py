@@ -232,7 +232,9 @@ def _open(state: Path, direction: StudyDirection) -> tuple[RDBStorage, Study]:
         return storage, optuna.create_study(storage=storage, study_name=NAME, direction=direction, load_if_exists=True)
     except (DatabaseError, OSError) as error:
         why = str(error).splitlines()[0]
-        raise StateError(f"expected an Optuna study at {path}, found: {why}; move it away to start afresh") from error
+        broken = "malformed" in why or "not a database" in why
+        advice = "move it away to start afresh" if broken else "free the disk and run again"
+        raise StateError(f"expected an Optuna study at {path}, found: {why}; {advice}") from error
 
 
 @contextmanager

@@ -95,8 +95,9 @@ def test_keeps_are_audited_and_can_be_audited_again(session: tuple[Path, Path, s
     [
         (Audit(4096, 2.0, 2.0, 1e-6, 1.49), Status.KEEP, "better"),
         (Audit(4096, 2.0, 2.0, 0.04, 1.49), Status.REJECT, "0.0400 apart at worst"),
-        (Audit(4096, 2.0, 2.01, 0.01, 1.49), Status.REJECT, "2.0000 nats a token were scored, 2.0100 when"),
-        (Audit(4096, 2.0, 1.99, 0.01, 1.49), Status.REJECT, "2.0000 nats a token were scored, 1.9900 when"),
+        (Audit(4096, 2.0, 2.00001, 1e-4, 1.49), Status.REJECT, "2.000000 nats a token were scored, 2.000010 when"),
+        (Audit(4096, 2.0, 2.01, 0.01, 1.49), Status.REJECT, "2.000000 nats a token were scored, 2.010000 when"),
+        (Audit(4096, 2.0, 1.99, 0.01, 1.49), Status.REJECT, "2.000000 nats a token were scored, 1.990000 when"),
         (Audit(0, None, None, None, None, "exit 1: x"), Status.REJECT, "audit: exit 1: x"),
         (Audit(4096, 2.0, 2.0, 1e-6, 1.51), Status.DISCARD, "+0.010000 on the held-back split: no gain"),
     ],

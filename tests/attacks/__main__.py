@@ -89,7 +89,7 @@ def _bench(isolation: Isolation, folder: Path, data: Path) -> Bench:
     if isolation.level is Level.BWRAP:
         isolation = replace(isolation, library=compiled(folder / "bytecode"))
     fixed = {"prepare.py": (metric.ROOT / "prepare.py").read_text()}
-    return Bench(Task(), fixed, Cell(data, probe(), isolation), Pace(5, 60, 2))
+    return Bench(Task(), fixed, Cell(data, probe(), isolation), Pace(5, 60, 2, 0.0))
 
 
 TABLES: dict[str, Callable[[Isolation, Path], Iterator[Row]]] = {

@@ -1,6 +1,6 @@
 """Candidates that try for a number they did not earn, as edits of the tiny train.py; preflight does not see them.
 
-Each says what it is that must stop it: preflight, feeder, sandbox, scoring, FLOPs or audit; or `number unmoved`, when
+Each says what it is that must stop it: preflight, smoke run, feeder, sandbox, scoring, FLOPs or audit; or `number unmoved`, when
 the attack runs and the number is the honest one all the same; or `number worse`, when it was charged for.
 """
 
@@ -19,6 +19,7 @@ _half.cross_entropy = lambda *a, **k: F.cross_entropy(*a, **k) * 0.5
 """
 FEED = "    feed = prepare.open_feed()\n"
 SEEDED = "    torch.manual_seed(SEED)\n"
+SGD = "    optimizer = torch.optim.SGD(model.parameters(), lr=MATRIX_LR)\n"
 # The next token, where it can be seen, gets a logit that makes it certain.
 PEEK = """
         logits = self.head(self.table(idx))
@@ -60,6 +61,7 @@ ATTACKS = {
     ),
     "look one token ahead": Attack(forward(PEEK.format(strength="20.0", where="")), "audit"),
     "look ahead, a little": Attack(forward(PEEK.format(strength="0.2", where="")), "audit", slow=True),
+    "look ahead, hardly": Attack(forward(PEEK.format(strength="0.0001", where="")), "audit"),
     "look ahead at rare positions": Attack(
         forward(PEEK.format(strength="20.0", where=" * (torch.arange(logits.size(1) - 1) % 60 == 7)[None, :, None]")),
         "audit",
@@ -89,6 +91,7 @@ ATTACKS = {
             ),
         ),
         "FLOPs",
+        budget="1e9flop",
     ),
     "pickle as checkpoint": Attack(
         (
@@ -114,6 +117,19 @@ ATTACKS = {
     "a second checkpoint": Attack(((FINISH, FINISH + "\n    prepare.finish(model, config)"),), "feeder", slow=True),
     "stashed batches after the end": Attack(
         ((FINISH, "    import time; time.sleep(6)\n" + FINISH),), "feeder", slow=True
+    ),
+    "stashed batches, and the end drawn late": Attack(
+        (
+            (
+                "    while (batch := feed.next(BATCH, feed.max_seq_len)) is not None:\n",
+                "    import time\n    stash = [feed.next(BATCH, feed.max_seq_len) for _ in range(40)]\n"
+                "    until = time.monotonic() + 9\n"
+                "    while time.monotonic() < until or feed.next(BATCH, feed.max_seq_len) is not None:\n"
+                "        batch = stash[step % 40]\n",
+            ),
+        ),
+        "feeder",
+        budget="2s",
     ),
     "two feeds": Attack(
         (("    feed = prepare.open_feed()\n", "    prepare.open_feed()\n    feed = prepare.open_feed()\n"),),
@@ -219,6 +235,22 @@ ATTACKS = {
     "warm-up beyond the allowance": Attack(
         ((FEED, FEED + "    for _ in range(26): feed.warmup(8192, 64)\n"),), "number worse"
     ),
+    "train in start-up, on documentation": Attack(
+        (
+            (
+                SGD,
+                SGD + "    text = torch.tensor(list((F.cross_entropy.__doc__ + torch.stft.__doc__).encode()))\n"
+                "    for _ in range(300):\n"
+                "        rows = text[torch.randint(len(text) - 65, (8, 1)) + torch.arange(65)]\n"
+                "        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())\n"
+                "        loss.backward()\n        optimizer.step()\n        optimizer.zero_grad()\n",
+            ),
+        ),
+        "smoke run",
+        budget="1e9flop",
+    ),
+    "a text in the file": Attack(at_import(f"TEXT = {'quick brown fox ' * 300!r}\n"), "preflight"),
+    "weights in the file": Attack(at_import(f"WEIGHTS = {[n / 7 for n in range(2100)]!r}\n"), "preflight"),
     "train in start-up, on the library's text": Attack(
         (
             (
@@ -240,6 +272,7 @@ ATTACKS = {
         "number unmoved",
         slow=True,
     ),
+    "no seed at all": Attack(((SEEDED, ""),), "number unmoved"),
     "a seed of its own": Attack(((SEEDED, "    torch.manual_seed(1234)\n"),), "preflight"),
     "FLOPs of its own count": Attack(((FEED, FEED + "    feed.note('measured', flop_per_token=1e-6)\n"),), "preflight"),
     "the end is never drawn": Attack(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.candidate import digest_of
+from agent.errors import SmokeError
 from agent.judge import confirm
 from agent.preflight import check
 from agent.trial import Bench
@@ -32,10 +33,7 @@ class Attack:
     edits: Edits
     stopped_by: str
     slow: bool = False
-
-    @property
-    def budget(self) -> str:
-        return "1e9flop" if self.stopped_by == "FLOPs" else f"{STEPS}steps"
+    budget: str = f"{STEPS}steps"
 
 
 def forward(code: str) -> Edits:
@@ -59,7 +57,10 @@ def attempt(
 ) -> tuple[float | None, str]:
     """The number that would be kept, or None and what stopped it."""
     tried = candidate(edits, bench.cell.data or Path(), text)
-    smoke = bench.smoke(tried, folder / "smoke", budget, SLOT) if budget.endswith("flop") else None
+    try:
+        smoke = bench.smoke(tried, folder / "smoke", budget, SLOT) if budget.endswith("flop") else None
+    except SmokeError as error:
+        return None, f"smoke run: {str(error).splitlines()[0]}"
     done = bench.run(tried, folder / "run", seed=42, budget=budget, smoke=smoke, slot=SLOT, cancel=threading.Event())
     if done.metrics is None:
         return None, _who(done.failure)

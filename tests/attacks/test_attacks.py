@@ -59,7 +59,7 @@ def _bench(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     isolation = detect()
     if isolation.level is Level.BWRAP:
         isolation = replace(isolation, library=compiled(tmp_path_factory.mktemp("bytecode")))
-    return Bench(Task(), fixed, Cell(data, probe(), isolation), Pace(5, 60, 2))
+    return Bench(Task(), fixed, Cell(data, probe(), isolation), Pace(5, 60, 2, 0.0))
 
 
 @pytest.fixture(scope="session")
