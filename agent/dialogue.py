@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,14 @@ def _server(role: str, spec: Mapping[str, Any], link: socket.socket, log: Path) 
     """It ends by itself when the other side hangs up; it is not left behind if it does not, or if we fail."""
     # -P: a folder `corpus` where the user stands is not ours.
     command = [sys.executable, "-P", "-m", "corpus.serve", role, json.dumps(spec)]
-    with log.open("wb") as messages:
-        server = subprocess.Popen(
-            command,
-            pass_fds=[link.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=messages,
-            stderr=messages,
-            start_new_session=True,  # Ctrl-C in a terminal is for us, not for it
-        )
+    server = subprocess.Popen(
+        command,
+        pass_fds=[link.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,  # few words, and a full disk may be what they are about
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C in a terminal is for us, not for it
+    )
     try:
         yield
         server.wait(LAST_WORDS_SECONDS)
@@ -59,7 +58,9 @@ def _server(role: str, spec: Mapping[str, Any], link: socket.socket, log: Path) 
         pass  # its result is missing then, which the caller sees
     finally:
         server.kill()
-        server.wait()
+        said = server.communicate()[0]
+    with suppress(OSError):
+        log.write_bytes(said)
     if server.returncode:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        last = said.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise StateError(f"{role}: expected the process that owns the data to end well, found: {last[0]}; see {log}")

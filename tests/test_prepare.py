@@ -120,6 +120,21 @@ def test_a_wall_budget_starts_with_the_first_batch() -> None:
     assert (made.tokens, made.seconds(), made.sealed - made.ended) == (128, 10, 1)
 
 
+@pytest.mark.parametrize(("budget", "ended"), [("10s", 10), ("128tok", 3)])
+def test_who_draws_the_end_late_was_over_before(budget: str, ended: float) -> None:
+    time = Time()
+    made = clock(budget, time)
+    for time.now in (0, 1):
+        assert made.draw(64)
+    for time.now in (2, 99) if budget == "10s" else ():
+        assert made.draw(64) == (time.now < 10)
+    time.now = 99
+    assert not made.draw(64)
+    made.seal()
+    assert made.ended == (ended if budget == "10s" else 2)
+    assert made.sealed == 99
+
+
 def test_start_up_beyond_the_allowance_counts() -> None:
     time = Time()
     made = clock("10s", time, Allowance(5, 1000))

@@ -98,6 +98,17 @@ def test_crash_repairs_end_after_two(project: Path) -> None:
     assert "LR = 0.5" in opening, "the fourth proposal starts a conversation of its own"
 
 
+def test_a_crash_goes_back_to_the_model_when_the_session_stopped_behind_it(project: Path) -> None:
+    replies = [*(edit("LR = 0.5", f"LR = {n} / 0") for n in range(1, 4)), edit("LR = 0.5", "LR = 0.3", "afresh")]
+    for experiments in range(1, 5):
+        session(project, replies, experiments=experiments)
+    assert statuses(project) == ["keep", "crash", "crash", "crash", "keep"]
+    prompts = [(project / f".overnight/t/trials/{n}/prompt.txt").read_text() for n in range(1, 5)]
+    openings = ["# Results so far" in prompt for prompt in prompts]
+    assert openings == [True, False, False, True]
+    assert all("ZeroDivisionError" in prompt for prompt in prompts[1:])
+
+
 def test_a_patch_that_does_not_fit_is_repaired_and_every_exchange_is_charged(project: Path) -> None:
     replies = [edit("LR = 7", "LR = 1", cost_usd=0.25), edit("LR = 0.5", "LR = 0.2", cost_usd=0.5)]
     session(project, replies, experiments=1)
