@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,9 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import prepare
 from corpus.budget import Allowance, Budget, Clock
+from corpus.build import prepare_data
 from corpus.packing import WAITING, Packer, load_packer
+from corpus.scoring import Data, referee
+from corpus.tokenizer import Tokenizer
+from tests.corpus.test_serve import Talk
 
 ROOT = Path(__file__).parent.parent
 BOS = 256
@@ -200,6 +207,60 @@ def test_without_data_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("data: expected a prepared set under")
     assert "Traceback" not in done.stderr
+
+
+class Level(torch.nn.Module):
+    """Every token as likely as every other, but for `never`, which it holds for impossible."""
+
+    def __init__(self, vocab_size: int, never: int | None) -> None:
+        super().__init__()
+        logits = torch.zeros(vocab_size)
+        if never is not None:
+            logits[never] = -1e9
+        self.register_buffer("logits", logits)
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(*idx.shape, -1)
+
+
+@pytest.mark.parametrize("vocab_size", [257, 300])
+def test_a_level_guess_scores_what_arithmetic_says(tmp_path: Path, vocab_size: int) -> None:
+    (tmp_path / "texts").mkdir()
+    for n in range(400):
+        (tmp_path / "texts" / f"{n}.txt").write_text(f"text {n}")
+    folder = prepare_data(
+        str(tmp_path / "texts"), cache=tmp_path, vocab_size=vocab_size, max_seq_len=32, eval_tokens=64
+    )
+    kept, tokenizer = Data.load(folder), Tokenizer.load(folder)
+    bos = kept.meta["bos_id"]
+    targets = [row[1:][row[1:] != bos] for row in kept.rows("val")]
+    tokens = sum(len(row) for row in targets)
+    assert tokens < 32 * len(targets), "some targets are special tokens"
+    text_bytes = sum(len(tokenizer.decode(row).encode()) for row in targets)
+    assert (text_bytes > tokens) == (vocab_size > 257), "some tokens are more than a byte"
+
+    for never, choices in ((None, vocab_size), (bos, vocab_size - 1)):
+        talk = Talk(referee, folder, {"tell": True})
+        told = prepare.evaluate_bpb(Level(vocab_size, never), talk.link, torch.device("cpu"))
+        result, nats = talk.close(), tokens * math.log(choices)
+        assert told["val_bpb"] == result["val_bpb"] == pytest.approx(nats / text_bytes / math.log(2), rel=1e-6)
+        assert (result["nats"], result["bytes"]) == (pytest.approx(nats, rel=1e-6), text_bytes)
+
+
+def test_a_small_machine_gets_small_data_by_default(tmp_path: Path) -> None:
+    texts, cache = tmp_path / "texts", tmp_path / "cache"
+    texts.mkdir()
+    for n, path in enumerate(sorted((ROOT / "agent").glob("**/*.py"))):
+        (texts / f"{n}.txt").write_text(path.read_text())
+    env = os.environ | {"OVERNIGHT_CACHE": str(cache), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "prepare.py"), "--dataset", str(texts)]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    meta = json.loads((folder / "meta.json").read_text())
+    assert folder.is_relative_to(cache)
+    assert (meta["vocab_size"], meta["max_seq_len"], meta["eval_tokens"]) == (1024, 256, 131_072)
+    assert f"vocabulary 1024, data id {meta['data_id']}" in done.stdout
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc, and its memory read from /proc")

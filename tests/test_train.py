@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import gc
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import train
 
@@ -270,6 +274,84 @@ def test_a_lost_training_stops_at_once(loss: float, message: str) -> None:
     train.fail_fast(4.0, VOCAB)
 
 
+# ── speed ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peak_of_a_cpu_is_measured(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(train, "DTYPE", dtype)
+    assert 1e8 < train.peak_flops() < 1e15
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA B200", 2.25e15),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce GTX 1080", 0.0),
+    ],
+)
+def test_the_peak_of_a_gpu_is_looked_up_by_its_name(name: str, peak: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "DEVICE", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    assert train.peak_flops() == peak
+
+
+def test_the_peak_of_another_device_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "DEVICE", torch.device("mps"))
+    assert train.peak_flops() == 0.0
+
+
+def test_flops_of_a_token_are_those_that_torch_counts() -> None:
+    model, batch = awake(tiny(windows=(LENGTH, LENGTH))).train(), tokens(4, LENGTH + 1)
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # torch counts no fused kernel of CPUs
+        model(batch[:, :-1], batch[:, 1:]).backward()
+    assert train.flop_per_token(model) == pytest.approx(counter.get_total_flops() / (4 * LENGTH), rel=0.01)
+
+
+def test_a_narrow_window_is_charged_for_what_it_sees() -> None:
+    whole, narrow = (train.flop_per_token(train.build_model(tiny(windows=(w, LENGTH)))) for w in (LENGTH, 8))
+    assert whole - narrow == 12 * 32 * (LENGTH - 8)
+
+
+@pytest.fixture
+def collections() -> Iterator[list[int]]:
+    """Generations that Python's garbage collector collects; afterwards it is as it was."""
+    found: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            found.append(info["generation"])
+
+    gc.callbacks.append(note)
+    yield found
+    gc.callbacks.remove(note)
+    gc.enable()
+    gc.unfreeze()
+
+
+def test_garbage_is_collected_after_the_first_step_and_then_rarely(collections: list[int]) -> None:
+    train.collect_garbage_rarely(1)
+    assert collections[-1] == 2
+    assert not gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    collections.clear()
+    for step in range(2, 5000):
+        train.collect_garbage_rarely(step)
+    assert collections == []
+    train.collect_garbage_rarely(5000)
+    assert collections == [2]
+    assert not gc.isenabled()
+
+
 # ── the file ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -323,6 +405,7 @@ def test_by_hand_it_trains_and_prints_the_summary(cache: Path, tmp_path: Path) -
     assert 0.0 < float(summary["val_bpb"]) < 8.0
     assert float(summary["total_tokens_M"]) > 0.0
     assert int(summary["depth"]) == train.DEPTH
+    assert 0.0 < float(summary["mfu_percent"]) < 100.0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.wire_session import project as tiny_project
 from sandbox import cgroup
 from tests.conftest import CLAIMED, FAKE_TRAIN, git
 
@@ -165,3 +166,49 @@ def test_a_session_goes_on_with_its_own_settings_or_not_at_all(project: Path) ->
     (project / "overnight.toml").write_text(CLAIMED + 'direction = "max"\n')
     done = overnight(project, "run", "--tag", "t", "--experiments", "1")
     assert (done.returncode, "another [task]" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.slow
+def test_the_example_of_an_outside_agent_does_what_it_says(data: Path, tmp_path: Path) -> None:
+    """Over the tiny train.py, given the lines that the script edits: the import, and two constants in a block."""
+    tiny = (ROOT / "tests" / "tiny_train.py").read_text()
+    block = "if prepare.device() is not None:\n    WARMUP_RATIO = 0.0\n    WARMDOWN_RATIO = 0.5\n"
+    for old, new in (
+        ("import torch\n", "import math\n\nimport torch\n"),
+        ("MATRIX_LR = 0.5\n", f"MATRIX_LR = 0.5\n{block}"),
+        ("lr=MATRIX_LR)", "lr=MATRIX_LR * math.exp(2 * WARMDOWN_RATIO - 10 * WARMUP_RATIO))"),
+    ):
+        assert tiny.count(old) == 1
+        tiny = tiny.replace(old, new)
+    (tmp_path / "train.py").write_text(tiny)
+    folder = tiny_project(tmp_path / "project", tmp_path / "train.py")
+    command = tmp_path / "bin" / "overnight"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m agent "$@"\n')
+    command.chmod(0o755)
+    done = subprocess.run(
+        ["bash", ROOT / "examples" / "outside_agent.sh", "40steps"],
+        cwd=folder,
+        env=os.environ
+        | {"PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        | {"OVERNIGHT_CACHE": str(data.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    line = tiny.splitlines().index("import math") + 2
+    assert f"spy.py:{line} [network] `import socket`" in done.stdout
+    assert "refused, as it should be" in done.stdout
+    rows = json.loads(overnight(folder, "history", "--tag", "outside", "--json").stdout)
+    assert [(row["description"], row["status"]) for row in rows] == [
+        ("baseline", "keep"),
+        ("longer warm-down", "keep"),
+        ("a little warm-up", "discard"),
+    ]
+    assert rows[0]["val_bpb"] > rows[1]["val_bpb"] < rows[2]["val_bpb"]
+    for row in rows[1:]:
+        assert f"trial {row['trial']}: {row['status']} at {row['val_bpb']}" in done.stdout
+    assert git(folder, "show", "overnight/outside:train.py").count("WARMDOWN_RATIO = 0.9\n") == 1
+    assert git(folder, "show", "refs/overnight/outside/2:train.py").count("WARMUP_RATIO = 0.2\n") == 1
+    assert list((tmp_path / "project").glob("*.patch")) == []

@@ -428,6 +428,39 @@ def test_anthropic_at_another_address(no_keys: pytest.MonkeyPatch) -> None:
         assert server.requests[0].path == "/v1/messages"
 
 
+@pytest.mark.parametrize("by_variable", [False, True], ids=["flag", "variable"])
+@pytest.mark.parametrize(
+    ("base_url", "kind", "address"),
+    [
+        (None, ResponsesClient, "https://api.openai.com/v1/"),
+        ("https://api.openai.com/v1", ResponsesClient, "https://api.openai.com/v1/"),
+        ("https://api.openai.com/v1/", ResponsesClient, "https://api.openai.com/v1/"),
+        ("https://API.openai.com/v1", ResponsesClient, "https://api.openai.com/v1/"),
+        ("http://localhost:11434/v1", ChatClient, "http://localhost:11434/v1/"),
+        ("https://openrouter.ai/api/v1/", ChatClient, "https://openrouter.ai/api/v1/"),
+        ("https://api.openai.com.example.org/v1", ChatClient, "https://api.openai.com.example.org/v1/"),
+        ("https://example.org/api.openai.com/v1", ChatClient, "https://example.org/api.openai.com/v1/"),
+    ],
+)
+def test_openai_itself_is_asked_for_responses_and_everybody_else_for_chat(
+    no_keys: pytest.MonkeyPatch, base_url: str | None, kind: type[Client], address: str, by_variable: bool
+) -> None:
+    if by_variable:
+        no_keys.setenv("OPENAI_BASE_URL", base_url or "")
+    client = make_client("openai:m", base_url=None if by_variable else base_url, api_key="k", price=PRICE)
+    assert type(client) is kind
+    assert str(client._sdk.base_url) == address
+    client.close()
+
+
+def test_the_address_given_wins_over_the_variable(no_keys: pytest.MonkeyPatch) -> None:
+    no_keys.setenv("OPENAI_BASE_URL", "http://localhost:11434/v1")
+    client = make_client("openai:m", base_url="https://api.openai.com/v1", api_key="k", price=PRICE)
+    assert isinstance(client, ResponsesClient)
+    assert str(client._sdk.base_url) == "https://api.openai.com/v1/"
+    client.close()
+
+
 def test_a_bad_address_is_one_line(no_keys: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--base-url expects"):
         make_client("gpt-5", base_url="localhost:11434")

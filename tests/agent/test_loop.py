@@ -27,7 +27,7 @@ from agent.values import Outcome, Proposal, Record, RunAgain, Status, Trial, Ver
 from benchmarks.wire_server import WireServer, slow, tool
 from sandbox.pool import LocalPool
 from tests.agent.test_repo import dirty, fingerprint
-from tests.conftest import FAKE_TRAIN, commit_all, git
+from tests.conftest import CLAIMED, FAKE_TRAIN, commit_all, git
 
 
 def edit(search: str, replace: str, description: str = "an idea", **more: Any) -> dict[str, Any]:
@@ -80,6 +80,17 @@ def test_keep_and_discard_against_the_last_kept(project: Path) -> None:
     for n, record in enumerate(rows(project)):
         assert git(project, "rev-parse", f"refs/overnight/t/{n}")[:7] == record.commit
     assert "LR = 0.4" in repo.read(git(project, "rev-parse", "refs/overnight/t/2"), ["train.py"])["train.py"]
+
+
+def test_a_task_may_want_more_of_its_metric(project: Path) -> None:
+    (project / "overnight.toml").write_text(CLAIMED + 'direction = "max"\n')
+    commit_all(project)
+    lower, higher, between = edit("LR = 0.5", "LR = 0.2"), edit("LR = 0.5", "LR = 0.9"), edit("LR = 0.9", "LR = 0.7")
+    _, loop = session(project, [lower, higher, between], experiments=3)
+    assert statuses(project) == ["keep", "discard", "keep", "discard"]
+    assert [record.val_bpb for record in rows(project)] == [1.16, 1.01, 1.64, 1.36]
+    assert "LR = 0.9" in git(project, "show", "overnight/t:train.py")
+    assert loop.history().direction == "max"
 
 
 def test_a_crash_is_a_row_and_goes_back_to_the_model(project: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 import time
@@ -26,6 +27,7 @@ from sandbox.process import Ending
 ROOT = Path(__file__).parent.parent.parent
 TINY = (ROOT / "tests" / "tiny_train.py").read_text()
 SLOT = Slot(0, "local", {"OMP_NUM_THREADS": "1"})
+WITH_TIME = "import time\n\nimport torch\n"
 PER_TOKEN = 6 * 16 * 257  # FLOPs of the one matrix, forward and backward
 
 
@@ -142,14 +144,52 @@ def test_a_run_that_hangs_is_ended(data: Path, tmp_path: Path) -> None:
             (("return GPT(config)", "return GPT(GPTConfig(config.vocab_size + (__name__ != '__main__')))"),),
             "size mismatch",
         ),
+        (
+            (("return self.head(self.table(idx))", "return self.head(self.table(idx).double())"),),
+            r"exit 1: RuntimeError: mat1 and mat2 must have the same dtype",
+        ),
+        ((("step = 0", "torch.empty(1 << 50)"),), r"two small steps fail \(out of memory \(peak \d+ MB\)\)"),
     ],
-    ids=["shape", "keyword", "no-finish", "logits", "not-rebuilt"],
+    ids=["shape", "keyword", "no-finish", "logits", "not-rebuilt", "dtype", "allocation"],
 )
 def test_the_smoke_run_catches_it_before_any_budget_is_spent(
     bench: Bench, tmp_path: Path, edits: tuple[tuple[str, str], ...], message: str
 ) -> None:
     with pytest.raises(SmokeError, match=message):
         bench.smoke(candidate(*edits), tmp_path / "smoke", "1e9flop", SLOT)
+
+
+@pytest.mark.slow
+def test_a_smoke_run_that_fills_the_memory_is_ended(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr("agent.cell.MEMORY_SHARE", (1 << 30) / host)
+    hungry = candidate(("step = 0", "held = torch.ones(3 << 27); time.sleep(30)"), ("import torch\n", WITH_TIME))
+    with pytest.raises(SmokeError, match=r"two small steps fail \(out of memory \(peak \d+ MB\)\)"):
+        bench.smoke(hungry, tmp_path / "smoke", "1e9flop", SLOT)
+
+
+def test_a_model_that_leaves_no_room_is_told_to_shrink(bench: Bench, tmp_path: Path) -> None:
+    small = replace(bench, cell=replace(bench.cell, machine=replace(probe(), device="cpu", memory_gb=0.1)))
+    with pytest.raises(SmokeError, match=r"^it takes \d+ MB of memory, 92 MB are there: make it smaller$"):
+        small.smoke(candidate(), tmp_path / "smoke", "1e9flop", SLOT)
+
+
+@pytest.mark.parametrize(
+    ("pace", "seconds"),
+    [(Pace(), 2), (Pace(smoke=0.6), 2), (Pace(smoke=0.01), 0)],
+    ids=["baseline", "three-times-the-baseline", "least"],
+)
+def test_a_smoke_run_that_hangs_is_ended(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pace: Pace, seconds: int
+) -> None:
+    monkeypatch.setattr("agent.trial.SMOKE_SECONDS", 0.3)
+    hung = candidate(("import torch\n", WITH_TIME + "time.sleep(1000)\n"))
+    began = time.monotonic()
+    with pytest.raises(SmokeError, match=rf"^two small steps fail \(timed out after {seconds} s\)"):
+        replace(bench, pace=pace).smoke(hung, tmp_path / "smoke", "1e9flop", SLOT)
+    assert time.monotonic() - began < seconds + 5
 
 
 def test_nothing_is_left_running(bench: Bench, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import random
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -36,7 +38,7 @@ class HubServer(ThreadingHTTPServer):
 
     Faults: "503" · "drop:N" (N bytes of a longer promise) · "short:N" (N bytes, honestly announced) · "wrong" (other
     bytes) · "whole" (Range ignored). `api_faults` are statuses for the next metadata requests. `delay`: seconds before
-    every 64 kB of a body.
+    every 64 kB of a body. `busiest`: the greatest number of requests for content that were being answered at one time.
     """
 
     daemon_threads = True
@@ -49,6 +51,7 @@ class HubServer(ThreadingHTTPServer):
         self.api_faults: list[int] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.delay = 0.0
+        self.answering = self.busiest = 0
         self.revision = "a" * 40
         self.guard = threading.Lock()
 
@@ -80,7 +83,8 @@ class Handler(BaseHTTPRequestHandler):
         if parts[0] == "api":
             self._metadata(parts)
         else:
-            self._content("/".join(parts[1:3]), "/".join(parts[5:]))
+            with self._counted():
+                self._content("/".join(parts[1:3]), "/".join(parts[5:]))
 
     def do_POST(self) -> None:
         parts = self._note().strip("/").split("/")
@@ -97,6 +101,18 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.guard:
             self.server.requests.append((self.command, path, headers))
         return path
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        server = self.server
+        with server.guard:
+            server.answering += 1
+            server.busiest = max(server.busiest, server.answering)
+        try:
+            yield
+        finally:
+            with server.guard:
+                server.answering -= 1
 
     def _refused(self) -> bool:
         if self.server.api_faults:

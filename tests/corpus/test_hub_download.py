@@ -61,6 +61,14 @@ def test_climbmix_splits_are_whole_shards(climbmix: HubServer, tmp_path: Path) -
         assert_whole(climbmix, tmp_path, name)
 
 
+def test_files_are_downloaded_at_the_same_time(climbmix: HubServer, tmp_path: Path) -> None:
+    climbmix.delay = 0.01
+    prepare(climbmix, tmp_path, shards=2)
+    assert climbmix.busiest >= 2
+    assert len(climbmix.downloads()) == 4
+    assert not climbmix.answering
+
+
 def test_validation_text_in_a_training_shard_is_left_out(climbmix: HubServer, tmp_path: Path) -> None:
     leaked = texts(150, seed=6542)[7]
     climbmix.files[CLIMBMIX][FIRST] = parquet([*texts(300, seed=0), "  " + leaked.replace(" ", "\n")])
