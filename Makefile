@@ -34,7 +34,7 @@ check: $(VENV)/installed  ## format, lint, types
 attack: $(VENV)/installed  ## everything that must not come through, on every level, as a table
 	$(BIN)/python -m tests.attacks
 
-bench: $(VENV)/installed  ## the quick form of every benchmark
+bench: $(VENV)/installed  ## the quick form of the benchmarks that take minutes
 	$(BIN)/python benchmarks/preflight.py --quick
 	$(BIN)/python benchmarks/check_edits.py
 	$(BIN)/python benchmarks/kill_tree.py --quick

@@ -66,7 +66,7 @@ PROFILES = {"train": frozenset(RULES), "claimed": frozenset({"syntax", "encoding
 CONTRACT = ("GPTConfig", "build_model", "main")
 REQUIRED_CALLS = {"open_feed": "feed-missing", "log": "log-missing", "finish": "finish-missing"}
 # Public by name; upper-case constants are public too, except these: paths and settings of the harness.
-PREPARE_PUBLIC = frozenset({"open_feed", "log", "finish", "device", "Batch", "Feed", "Tokenizer"})
+PREPARE_PUBLIC = frozenset({"open_feed", "log", "finish", "device", "Batch", "Feed"})
 FEED_HIDDEN = frozenset({"note", "seal"})  # how prepare itself talks to the harness
 PREPARE_HIDDEN = frozenset({"CACHE", "TRIAL", "BORN"})
 

@@ -98,6 +98,26 @@ def test_bad_budgets(text: str) -> None:
         Budget.parse(text)
 
 
+def test_at_most_two_steps_are_in_flight_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw n may return only when all work queued before draw n - 1 is done: then steps n - 1 and n are left."""
+    made: list[Event] = []
+    waited: list[int] = []
+
+    class Event:
+        def record(self) -> None:
+            made.append(self)
+
+        def synchronize(self) -> None:
+            waited.append(made.index(self))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    feed = object.__new__(prepare.Feed)
+    feed._device, feed._events = torch.device("cuda"), []
+    for draw in range(5):
+        feed._bound_steps_in_flight()
+        assert waited == list(range(draw))
+
+
 class Time:
     def __init__(self) -> None:
         self.now = 0.0

@@ -57,7 +57,7 @@ def make_client(
         from agent.clients.scripted import ScriptedClient
 
         return ScriptedClient(Path(name), state / "script-position" if state else None)
-    url = _address(base_url or os.environ.get(BASE_URLS[provider]) or None)
+    url = _address(base_url or os.environ.get(BASE_URLS[provider]) or None, provider)
     tariff = Tariff(name, provider, url, price or (prices or {}).get(name))
     tariff.check()
     key = api_key or os.environ.get(KEYS[provider]) or (NO_KEY if url else "")
@@ -78,11 +78,11 @@ def _connect(provider: str, endpoint: Endpoint) -> Client:
     return ChatClient(endpoint) if endpoint.base_url else ResponsesClient(endpoint)
 
 
-def _address(base_url: str | None) -> str | None:
-    """A base URL without its trailing slash; None for the providers' own addresses, which are the default."""
+def _address(base_url: str | None, provider: str) -> str | None:
+    """A base URL without its trailing slash; None for the provider's own address, which is the default."""
     if base_url is None:
         return None
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"--base-url expects an address such as http://localhost:11434/v1, found {base_url!r}")
-    return None if parts.hostname in ("api.openai.com", "api.anthropic.com") else base_url.rstrip("/")
+    return None if parts.hostname == f"api.{provider}.com" else base_url.rstrip("/")

@@ -84,6 +84,11 @@ def test_keeps_are_audited_and_can_be_audited_again(session: tuple[Path, Path, s
     assert f"found {honest}" in checks[1]["problem"]
 
     ledger.write_text(text)
+    sealed = (trials / "1/runs/0" / CHECKPOINT).read_bytes()
+    (trials / "1/runs/0" / CHECKPOINT).write_bytes(sealed[:-1] + bytes([sealed[-1] ^ 1]))
+    swapped = json.loads(overnight(folder, cache, "audit", "t", "--json").stdout)
+    assert [check["problem"][:40] for check in swapped] == ["", "expected the checkpoint that was sealed,"]
+
     (trials / "1/runs/0" / CHECKPOINT).unlink()
     again = overnight(folder, cache, "audit", "t", "--retrain")
     assert again.returncode == 0, again.stdout + again.stderr

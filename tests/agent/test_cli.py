@@ -70,6 +70,14 @@ def test_reading_commands_agree_with_the_ledger(project: Path) -> None:
     assert "best" in overnight(project, "status").stdout
 
 
+def test_replay_knows_what_is_better_wherever_it_is_called(project: Path) -> None:
+    with (project / "overnight.toml").open("a") as settings:
+        settings.write('direction = "max"\n')
+    tried(project, BETTER, "--budget", "10steps")
+    found = json.loads(overnight(project / ".overnight" / "t", "replay", "results.tsv", "--json").stdout)
+    assert (found["direction"], found["best"]) == ("max", 1.16)
+
+
 def test_check(project: Path) -> None:
     (project / "overnight.toml").unlink()
     good, bad = project.parent / "good.py", project.parent / "bad.py"

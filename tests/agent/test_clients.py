@@ -438,6 +438,7 @@ def test_anthropic_at_another_address(no_keys: pytest.MonkeyPatch) -> None:
         ("https://API.openai.com/v1", ResponsesClient, "https://api.openai.com/v1/"),
         ("http://localhost:11434/v1", ChatClient, "http://localhost:11434/v1/"),
         ("https://openrouter.ai/api/v1/", ChatClient, "https://openrouter.ai/api/v1/"),
+        ("https://api.anthropic.com/v1", ChatClient, "https://api.anthropic.com/v1/"),
         ("https://api.openai.com.example.org/v1", ChatClient, "https://api.openai.com.example.org/v1/"),
         ("https://example.org/api.openai.com/v1", ChatClient, "https://example.org/api.openai.com/v1/"),
     ],

@@ -43,9 +43,7 @@ def run_twice(project: Path, size: str, **env: str) -> subprocess.CompletedProce
 
 
 @can_mount
-@pytest.mark.parametrize(
-    "size", ["200k", *(pytest.param(size, marks=[pytest.mark.slow]) for size in ("20k", "260k"))]
-)
+@pytest.mark.parametrize("size", ["200k", *(pytest.param(size, marks=[pytest.mark.slow]) for size in ("20k", "260k"))])
 def test_a_session_goes_on_once_there_is_room(project: Path, size: str) -> None:
     done = run_twice(project, size)
     assert done.returncode == 0, done.stderr

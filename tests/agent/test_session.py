@@ -14,7 +14,8 @@ from agent.proposers.llm import LLM
 from agent.repo import Repo
 from agent.session import DEFAULT_MODELS, describe, make_proposers, open_session
 from agent.values import Proposer
-from tests.agent.test_loop import session
+from sandbox.isolation import Isolation, Level
+from tests.agent.test_loop import edit, session
 
 ANTHROPIC, OPENAI = "ANTHROPIC_API_KEY", "OPENAI_API_KEY"
 
@@ -82,3 +83,53 @@ def test_a_time_reaches_the_loop(project: Path, capsys: pytest.CaptureFixture[st
     assert loop.parts.stop.until is not None
     assert f"{loop.parts.stop.until:%H:%M}" == "23:59"
     assert "until 23:59 at the latest" in capsys.readouterr().out
+
+
+NO_WALL = Isolation(Level.PROCESS, why="there is no bubblewrap")
+FOREIGN: dict[str, dict[str, str]] = {
+    "llm": {"proposer": "llm", "model": "own", "base_url": "http://localhost:1/v1", "price": "0,0"},
+    "command": {"proposer": "command", "command": "cat"},
+}
+
+
+@pytest.fixture
+def bare(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without bubblewrap, whose user has not said anything about that."""
+    monkeypatch.setattr("agent.session.detect", lambda: NO_WALL)
+    (project / "overnight.toml").write_text('[task]\nprofile = "claimed"\nfixed = []\n')
+    return project
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_models_code_needs_a_wall_or_the_users_word(bare: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="expected bwrap for code that a model wrote, found that there is no bubble"):
+        proposer(bare, **FOREIGN[name])
+    assert proposer(bare, **FOREIGN[name], sandbox="process")[0].name == name
+
+
+def test_constants_need_none(bare: Path) -> None:
+    assert proposer(bare, proposer="knobs")[0].name == "knobs"
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["kept", "cut-off"])
+def test_constants_of_a_models_code_do(project: Path, monkeypatch: pytest.MonkeyPatch, settled: bool) -> None:
+    session(project, [edit("LR = 0.5", "LR = 0.3")], experiments=1)
+    if not settled:
+        (project / ".overnight/t/results.tsv").unlink()
+    monkeypatch.setattr("agent.session.detect", lambda: NO_WALL)
+    (project / "overnight.toml").write_text('[task]\nprofile = "claimed"\nfixed = []\n')
+    with pytest.raises(UsageError, match="for code that a model wrote"):
+        proposer(project, proposer="knobs")
+    assert proposer(project, proposer="knobs", sandbox="process")[0].name == "knobs"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"base_url": "http://localhost:1/v1"}, "expected --model beside --base-url"),
+        ({"command": "cat"}, "expected --proposer command beside --command"),
+    ],
+)
+def test_a_flag_that_nobody_would_use_is_refused(project: Path, flags: dict[str, str], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        proposer(project, **flags)

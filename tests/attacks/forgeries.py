@@ -1,7 +1,8 @@
 """Candidates that try for a number they did not earn, as edits of the tiny train.py; preflight does not see them.
 
-Each says what it is that must stop it: preflight, smoke run, feeder, sandbox, scoring, FLOPs or audit; or `number unmoved`, when
-the attack runs and the number is the honest one all the same; or `number worse`, when it was charged for.
+Each says what it is that must stop it: preflight, smoke run, feeder, sandbox, scoring, FLOPs or audit; or
+`number unmoved`, when the attack runs and the number is the honest one all the same; or `number worse`, when it was
+charged for.
 """
 
 from __future__ import annotations

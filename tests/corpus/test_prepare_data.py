@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hub_server import texts
 from corpus.build import prepare_data
 from corpus.documents import SPLITS, digest
 from corpus.errors import DataError
+from corpus.home import verify
 from corpus.stdlib import stdlib_source
 from corpus.tokenizer import Tokenizer
 
@@ -237,3 +239,14 @@ def test_settings_out_of_range_are_one_line(prose: Path, tmp_path: Path) -> None
         prepare("climbmx", tmp_path)
     with pytest.raises(DataError, match="expected to read and write here"):
         prepare(prose, prose / "part00.txt")
+
+
+@pytest.mark.parametrize("name", ["val.npy", "tokenizer.json", "meta.json"])
+def test_a_data_set_that_was_changed_is_refused(data: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    verify(copy)
+    text = (copy / name).read_bytes()
+    (copy / name).write_bytes(text.replace(b"640", b"650") if name == "meta.json" else text + b" ")
+    with pytest.raises(DataError, match="prepare it again"):
+        verify(copy)
