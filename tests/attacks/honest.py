@@ -54,9 +54,12 @@ BUDGET = "1e11flop"  # some six optimizer steps of the real train.py on rows of 
 # What CI trains of the real edits; `make attack` trains them all.
 SOME = (
     "architecture_experts",
+    "data_batch_schedule",
     "data_growing_rows",
+    "data_reordered",
     "loss_two_tokens",
     "optimizer_soup",
+    "optimizer_weight_averages",
 )
 
 
