@@ -30,7 +30,7 @@ def stdlib() -> Path:
 
 
 def compiled(cache_folder: Path) -> Path:
-    """The copy below `cache_folder`, made when it is not there (about 10 s). Raise OSError if it cannot be written."""
+    """The copy below `cache_folder`, made when it is not there (2 to 3 s). Raise OSError if it cannot be written."""
     source = stdlib()
     made = hashlib.sha256(f"{sys.version} {source} {(source / 'os.py').stat().st_mtime_ns}".encode()).hexdigest()
     place = cache_folder / f"{sys.implementation.cache_tag}-{made[:12]}"
