@@ -98,7 +98,7 @@ class Cell:
                 if isinstance(file, Path):
                     shutil.copy(file, work / name)
         argv = [sys.executable if job.command[0] == "python" else job.command[0], *job.command[1:]]
-        env = child_env({"OVERNIGHT_TRIAL": SETTINGS} | dict(slot.env))
+        env = child_env(work, {"OVERNIGHT_TRIAL": SETTINGS} | dict(slot.env))
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # of the host, not of a GPU
         limits = Limits(job.seconds, resident_bytes=int(MEMORY_SHARE * memory), tasks=TASKS)
         fds = list(link.values())

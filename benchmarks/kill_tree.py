@@ -63,7 +63,7 @@ def kill_round(folder: Path, sandbox: Sandbox | None) -> dict[str, float]:
     """One timeout. late_ms: how long after the last limit the call returned."""
     word, log, began = f"kill-tree-{uuid.uuid4().hex}", folder / "run.log", time.perf_counter()
     command = [sys.executable, "-S", "-c", ESCAPE, word]
-    execution = run(command, cwd=folder, env=child_env(), limits=LIMITS, log=log, sandbox=sandbox)
+    execution = run(command, cwd=folder, env=child_env(folder), limits=LIMITS, log=log, sandbox=sandbox)
     took = time.perf_counter() - began
     return {
         "survivors": survivors(word),
@@ -76,9 +76,9 @@ def kill_round(folder: Path, sandbox: Sandbox | None) -> dict[str, float]:
 def overhead_round(folder: Path, sandbox: Sandbox | None) -> float:
     """Milliseconds that `run` takes longer than a plain child."""
     began = time.perf_counter()
-    subprocess.run(["true"], cwd=folder, env=child_env(), check=True)
+    subprocess.run(["true"], cwd=folder, env=child_env(folder), check=True)
     plain = time.perf_counter()
-    run(["true"], cwd=folder, env=child_env(), limits=LIMITS, log=folder / "run.log", sandbox=sandbox)
+    run(["true"], cwd=folder, env=child_env(folder), limits=LIMITS, log=folder / "run.log", sandbox=sandbox)
     return (time.perf_counter() - plain - (plain - began)) * 1e3
 
 

@@ -34,7 +34,6 @@ ROOT = Path(__file__).resolve().parents[1]
 BARS = {"val_bpb": 1.34, "matmul_share": 0.45, "startup_seconds": 5.0}
 BUDGET, QUICK_BUDGET = "1.1e13flop", "5e11flop"
 VOCAB, LENGTH, SQUARE = 1024, 256, 2048
-ENV = child_env({"PYTHONPATH": str(ROOT)})  # what a trial gets
 
 TRAIN = """
 import sys, time
@@ -54,11 +53,16 @@ train.main()
 """
 
 
+def env_in(folder: str) -> dict[str, str]:
+    """What a trial that works there gets."""
+    return child_env(Path(folder), {"PYTHONPATH": str(ROOT)})
+
+
 def train_once(seed: int, budget: str, constants: dict[str, Any]) -> dict[str, float]:
     """One run as by hand; its summary, and the seconds from the start of the process to the first real batch."""
     command = [sys.executable, "-c", TRAIN, str(seed), str(time.time()), json.dumps(constants)]
     with tempfile.TemporaryDirectory() as folder:
-        env = ENV | {"OVERNIGHT_BUDGET": budget}
+        env = env_in(folder) | {"OVERNIGHT_BUDGET": budget}
         run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
     startup = next(line for line in run.stdout.splitlines() if line.startswith("startup_seconds"))
     lines = [startup, *run.stdout.rpartition("---\n")[2].splitlines()]
@@ -114,7 +118,8 @@ def measure_speed(seed: int, rounds: int, steps: int = 4) -> dict[str, Any]:
 def speed_once(seed: int, rounds: int, constants: dict[str, Any]) -> dict[str, Any]:
     changed = [f"--set={name}={value!r}" for name, value in constants.items()]
     command = [sys.executable, "-m", "benchmarks.train_bars", "--speed", str(seed), "--rounds", str(rounds), *changed]
-    run = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(command, env=env_in(folder), capture_output=True, text=True, check=True)
     return json.loads(run.stdout)
 
 

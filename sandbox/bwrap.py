@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sandbox import seccomp
+from sandbox.env import own
 from sandbox.library import cover
 from sandbox.stage import STAGE
 
@@ -29,16 +30,7 @@ CONFIGURATION = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/e
 CUDA = ("/sys/devices/system", "/sys/bus/pci", "/sys/devices/pci0000:00", "/usr/local/nvidia", "/etc/OpenCL")
 TMP, SHM = "/tmp", "/dev/shm"  # noqa: S108 - inside, where nobody else is
 # Compiled kernels live and die with the run: shared, they would be a way from one trial's code into the next one's.
-HOME_OF_TOOLS = {
-    "HOME": TMP,
-    "TMPDIR": TMP,
-    "OVERNIGHT_CACHE": TMP,
-    "USER": "overnight",
-    "LOGNAME": "overnight",
-    "TORCHINDUCTOR_CACHE_DIR": f"{TMP}/inductor",
-    "TRITON_CACHE_DIR": f"{TMP}/triton",
-    "CUDA_CACHE_PATH": f"{TMP}/cuda",
-}
+HOME_OF_TOOLS = {**own(TMP), "TMPDIR": TMP, "OVERNIGHT_CACHE": TMP, "USER": "overnight", "LOGNAME": "overnight"}
 OPTIONS = (
     *("--unshare-user", "--unshare-all", "--die-with-parent", "--new-session", "--disable-userns"),
     *("--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox", "--clearenv"),

@@ -41,7 +41,7 @@ def runs(tmp_path: Path) -> Runs:
 
     def start(code: str, *arguments: str, limits: Limits = QUICK, **options: object) -> Execution:
         command = [sys.executable, "-S", "-c", textwrap.dedent(code), *arguments]
-        return run(command, cwd=tmp_path, env=child_env(), limits=limits, log=tmp_path / "run.log", **options)
+        return run(command, cwd=tmp_path, env=child_env(tmp_path), limits=limits, log=tmp_path / "run.log", **options)
 
     return start
 

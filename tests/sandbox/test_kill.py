@@ -119,7 +119,7 @@ def test_a_stopped_runner_is_a_timeout(
 
 def test_a_runner_that_fails_by_itself_exits_125(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_ROOT", tmp_path)  # nothing to import there
-    execution = run(["true"], cwd=tmp_path, env=child_env(), limits=QUICK, log=tmp_path / "run.log")
+    execution = run(["true"], cwd=tmp_path, env=child_env(tmp_path), limits=QUICK, log=tmp_path / "run.log")
     assert (execution.ending, execution.returncode) == (Ending.EXITED, NO_REPORT)
     assert "ModuleNotFoundError" in tail(execution.log_path)
 

@@ -75,7 +75,7 @@ def test_a_kill_by_the_kernel_for_memory_is_out_of_memory(tmp_path: Path) -> Non
     if group is None:
         pytest.skip("this user may not make a memory cgroup")
     script = f"echo $$ > {group}/cgroup.procs; exec {sys.executable} -S -c 'bytearray(b\"x\") * (1 << 30)'"
-    execution = run(["sh", "-c", script], cwd=tmp_path, env=child_env(), limits=QUICK, log=tmp_path / "run.log")
+    execution = run(["sh", "-c", script], cwd=tmp_path, env=child_env(tmp_path), limits=QUICK, log=tmp_path / "run.log")
     wait_until(lambda: not (group / "cgroup.procs").read_text())
     group.rmdir()
     assert (execution.ending, execution.signal) == (Ending.OUT_OF_MEMORY, signal.SIGKILL)

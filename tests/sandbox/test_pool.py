@@ -83,7 +83,9 @@ def test_a_cancelled_run_ends_as_cancelled_and_its_neighbour_goes_on(tmp_path: P
         def job(slot: Slot, stop: threading.Event) -> Execution:
             command = [sys.executable, "-S", "-c", f"import time; time.sleep({seconds})"]
             log = tmp_path / f"{slot.name}.log"
-            return run(command, cwd=tmp_path, env=child_env(slot.env), limits=Limits(30), log=log, cancel=stop)
+            return run(
+                command, cwd=tmp_path, env=child_env(tmp_path, slot.env), limits=Limits(30), log=log, cancel=stop
+            )
 
         return pool.submit(job)
 

@@ -46,7 +46,7 @@ def test_death_by_signal_is_data(runs: Runs, number: signal.Signals) -> None:
 
 def test_the_exit_status_of_a_command_that_ends_at_once_is_not_lost(tmp_path: Path) -> None:
     endings = [
-        run(["sh", "-c", "exit 3"], cwd=tmp_path, env=child_env(), limits=Limits(2), log=tmp_path / "run.log")
+        run(["sh", "-c", "exit 3"], cwd=tmp_path, env=child_env(tmp_path), limits=Limits(2), log=tmp_path / "run.log")
         for _ in range(40)
     ]
     assert [(execution.ending, execution.returncode) for execution in endings] == [(Ending.EXITED, 3)] * 40
@@ -54,7 +54,7 @@ def test_the_exit_status_of_a_command_that_ends_at_once_is_not_lost(tmp_path: Pa
 
 def test_a_command_that_cannot_be_started_exits_127_and_says_why(tmp_path: Path) -> None:
     log = tmp_path / "run.log"
-    execution = run(["no-such-command-here"], cwd=tmp_path, env=child_env(), limits=QUICK, log=log)
+    execution = run(["no-such-command-here"], cwd=tmp_path, env=child_env(tmp_path), limits=QUICK, log=log)
     assert (execution.ending, execution.returncode) == (Ending.EXITED, 127)
     assert "no-such-command-here" in log.read_text()
 
@@ -68,10 +68,10 @@ def test_an_empty_command_and_standard_fds_are_refused(tmp_path: Path) -> None:
 def test_a_missing_folder_is_an_error_and_leaks_nothing(tmp_path: Path) -> None:
     before = len(list(Path("/dev/fd").iterdir()))
     with pytest.raises(FileNotFoundError):
-        run(["true"], cwd=tmp_path / "missing", env=child_env(), limits=QUICK, log=tmp_path / "run.log")
+        run(["true"], cwd=tmp_path / "missing", env=child_env(tmp_path), limits=QUICK, log=tmp_path / "run.log")
     with pytest.raises(FileNotFoundError):
-        run(["true"], cwd=tmp_path, env=child_env(), limits=QUICK, log=tmp_path / "missing" / "run.log")
-    assert run(["true"], cwd=tmp_path, env=child_env(), limits=QUICK, log=tmp_path / "run.log").ok
+        run(["true"], cwd=tmp_path, env=child_env(tmp_path), limits=QUICK, log=tmp_path / "missing" / "run.log")
+    assert run(["true"], cwd=tmp_path, env=child_env(tmp_path), limits=QUICK, log=tmp_path / "run.log").ok
     assert len(list(Path("/dev/fd").iterdir())) == before
 
 
@@ -86,7 +86,7 @@ def test_the_child_has_exactly_the_environment_folder_and_empty_input_it_was_giv
 
 def test_signals_a_python_parent_ignores_are_back_to_normal(runs: Runs, tmp_path: Path) -> None:
     command = ["sh", "-c", "kill -PIPE $$; echo still here"]
-    execution = run(command, cwd=tmp_path, env=child_env(), limits=QUICK, log=tmp_path / "run.log")
+    execution = run(command, cwd=tmp_path, env=child_env(tmp_path), limits=QUICK, log=tmp_path / "run.log")
     assert execution.signal == signal.SIGPIPE
 
 
@@ -132,7 +132,7 @@ def test_output_below_the_cap_is_kept_as_it_is(runs: Runs) -> None:
 def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
     log = tmp_path / "full.log"
     log.symlink_to("/dev/full")
-    execution = run(["echo", "hello"], cwd=tmp_path, env=child_env(), limits=QUICK, log=log)
+    execution = run(["echo", "hello"], cwd=tmp_path, env=child_env(tmp_path), limits=QUICK, log=log)
     assert execution.ok
 
 
