@@ -15,10 +15,12 @@ import pytest
 
 from sandbox import process
 from sandbox.env import child_env
+from sandbox.isolation import Level, detect
 from sandbox.limits import Limits
 from sandbox.process import NO_REPORT, Ending, Execution, run, tail
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and a child subreaper")
+bwrap = pytest.mark.skipif(detect().level is not Level.BWRAP, reason=f"needs bubblewrap: {detect().why}")
 QUICK = Limits(wall_seconds=20, grace_seconds=0.2)
 Runs = Callable[..., Execution]
 Alive = Callable[[str], list[int]]
@@ -126,21 +128,23 @@ def test_a_runner_that_fails_by_itself_exits_125(tmp_path: Path, monkeypatch: py
 
 @linux_only
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("sandbox", ["None", pytest.param("detect().around({})", marks=bwrap)])
 def test_when_we_are_killed_everything_ends(
-    tmp_path: Path, word: str, number: signal.Signals, escape: str, alive: Alive
+    tmp_path: Path, word: str, number: signal.Signals, sandbox: str, escape: str, alive: Alive
 ) -> None:
     code = escape + "\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nescape(sys.argv[1])\ntime.sleep(60)"
     parent = f"""
         import sys
         from pathlib import Path
+        from sandbox.isolation import detect
         from sandbox.limits import Limits
         from sandbox.process import run
         run([sys.executable, "-S", "-c", {code!r}, {word!r}], cwd=Path("."), env={{}},
-            limits=Limits(60, 0.2), log=Path({str(tmp_path / "run.log")!r}))
+            limits=Limits(60, 0.2), log=Path({str(tmp_path / "run.log")!r}), sandbox={sandbox})
     """
     started = subprocess.Popen([sys.executable, "-c", textwrap.dedent(parent)], cwd=Path(__file__).parents[2])
     assert wait_until(lambda: (tmp_path / "run.log").is_file() and "away" in (tmp_path / "run.log").read_text())
-    assert len(alive(word)) >= 2
+    assert len(alive(word)) >= (3 if sandbox == "None" else 5)  # our double, the command, the one away; bwrap's two
     started.send_signal(number)
     started.wait()
     assert wait_until(lambda: alive(word) == [])
