@@ -20,6 +20,7 @@ from typing import Any
 from agent.dialogue import converse
 from agent.machine import Machine
 from agent.text import abridged, raised
+from sandbox.cgroup import available
 from sandbox.env import child_env
 from sandbox.isolation import Isolation
 from sandbox.limits import Limits
@@ -29,6 +30,7 @@ from sandbox.workspace import make_workspace, remove_workspace, write_aside
 
 SETTINGS = "trial.json"  # in the child's folder; named by OVERNIGHT_TRIAL
 MEMORY_SHARE = 0.9  # of the machine's, that a child may take
+ADDRESSES = 8 << 30  # that libraries and idle threads may reserve on top of it
 TASKS = 512  # processes that a child may have at one time
 SEARCHED_LINES = 400  # of a log's end, in which its last exception is looked for
 
@@ -99,10 +101,18 @@ class Cell:
                     shutil.copy(file, work / name)
         argv = [sys.executable if job.command[0] == "python" else job.command[0], *job.command[1:]]
         env = child_env(work, {"OVERNIGHT_TRIAL": SETTINGS} | dict(slot.env))
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # of the host, not of a GPU
-        limits = Limits(job.seconds, resident_bytes=int(MEMORY_SHARE * memory), tasks=TASKS)
-        fds = list(link.values())
+        limits, fds = self._limits(job.seconds), list(link.values())
         return run(argv, cwd=work, env=env, limits=limits, log=job.log, pass_fds=fds, cancel=cancel, sandbox=sandbox)
+
+    def _limits(self, seconds: float) -> Limits:
+        """Where no control group bounds memory at every moment, address space does for one process.
+
+        CUDA reserves far more of that than memory, macOS even more.
+        """
+        resident = int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))  # the host's, no GPU's
+        watched = self.machine.device == "cpu" and sys.platform == "linux" and not available()
+        addresses = resident + ADDRESSES if watched else None
+        return Limits(seconds, memory_bytes=addresses, resident_bytes=resident, tasks=TASKS)
 
     def _devices(self, slot: Slot) -> tuple[str, ...]:
         """Nodes of the GPUs that this slot, or else this session, may use, and those that all of them share.

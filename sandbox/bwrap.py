@@ -130,8 +130,9 @@ class Sandbox:
 class Put:
     """How the runner starts a command, in a sandbox where one is given: a context, for the descriptors it holds open.
 
-    stage, uid: what the runner shows to an unprivileged bubblewrap, and the user that this is, when we are root. A
-    sandbox begun by root would have root's files and /proc/sys at its feet, whatever user it shows inside.
+    places: folders inside that are memory. stage, uid: what the runner shows to an unprivileged bubblewrap, and the
+    user that this is, when we are root. A sandbox begun by root would have root's files and /proc/sys at its feet,
+    whatever user it shows inside.
     """
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], sandbox: Sandbox | None) -> None:
@@ -139,6 +140,7 @@ class Put:
         self.stage: list[str] = []
         self.uid: int | None = None
         self.fds: list[int] = []
+        self.places: list[str] = []
         if sandbox is None:
             return
         bound, program = binds(sandbox.box), str(sandbox.program)
@@ -147,7 +149,7 @@ class Put:
             self.stage = [str(sandbox.program.parents[2]), *(bind.source for bind in bound)]
             bound = [replace(bind, source=f"{STAGE}/{number}") for number, bind in enumerate(bound, 1)]
             program = f"{STAGE}/0/{sandbox.program.relative_to(sandbox.program.parents[2])}"
-        self.fds = [_filter()]
+        self.fds, self.places = [_filter()], [TMP, SHM, WORK]
         self.command = command_line(program, command, env, sandbox.box, bound, self.fds[0])
         self.env = {}
 

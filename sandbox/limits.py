@@ -12,9 +12,9 @@ class Limits:
 
     wall_seconds: until it is told to end (SIGTERM). grace_seconds: from there until it is killed (SIGKILL).
     memory_bytes: address space of each process (RLIMIT_AS). Leave it None for CUDA, which reserves far more address
-    space than memory and would fail at start-up. resident_bytes: resident memory of all of them together, looked at
-    each 0.2 s. tasks: processes of it at one time. log_bytes: kept of its output, half from the start, half from the
-    end. None: no bound.
+    space than memory and would fail at start-up. resident_bytes: resident memory of all of them together, and what lies
+    in their sandbox's files, looked at each 0.2 s. tasks: processes of it at one time, of 8 threads each on average.
+    log_bytes: kept of its output, half from the start, half from the end. None: no bound.
     """
 
     wall_seconds: float

@@ -58,8 +58,8 @@ class Execution:
 
     returncode: its exit status, None when a signal ended it or nobody knows. signal: the signal that ended it.
     wall_seconds: start to end of the main process. started_at: seconds since the epoch.
-    peak_rss_mb: MiB; the larger of the whole tree's resident memory, sampled each 0.2 s (pages shared by two
-    processes count twice), and the exact peak of its largest process. 0.0 when unknown.
+    peak_rss_mb: MiB; the larger of the whole tree's resident memory and what lies in its sandbox's files, sampled each
+    0.2 s (pages shared by two processes count twice), and the exact peak of its largest process. 0.0 when unknown.
     """
 
     ending: Ending
@@ -154,7 +154,7 @@ def _start_runner(
 
 
 def _spec(put: Put, limits: Limits, pass_fds: Sequence[int]) -> bytes:
-    spec = {"command": put.command, "env": put.env, "stage": put.stage, "uid": put.uid}
+    spec = {"command": put.command, "env": put.env, "places": put.places, "stage": put.stage, "uid": put.uid}
     more = {"pass_fds": list(pass_fds), "parent": os.getpid()}
     return json.dumps({**spec, **more, **asdict(limits)}).encode() + b"\n"
 

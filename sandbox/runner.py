@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from sandbox.cgroup import make as make_group
+from sandbox.filled import Filled
 from sandbox.stage import become, stage
 from sandbox.tree import LINUX, Process, descendants, kill, processes, read_file, send
 
@@ -33,6 +34,7 @@ SAMPLE_SECONDS = 0.2
 KILL_SECONDS = 10.0  # how long SIGKILL may take: a process inside a driver call dies only when that returns
 CHUNK = 1 << 18
 NOT_STARTED = 127  # as a shell says it
+THREADS = 8  # for each process that a command may have, on average
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
 
 
@@ -84,11 +86,9 @@ class Watch:
     ending that comes of a limit it has broken, "" while it keeps them.
     """
 
-    def __init__(
-        self, log: Log, start: Callable[[int], subprocess.Popen[bytes]], resident: int | None, tasks: int | None
-    ) -> None:
+    def __init__(self, log: Log, spec: Spec) -> None:
         self.log = log
-        self.resident, self.tasks = resident, tasks
+        self.resident, self.tasks, self.filled = spec.resident, spec.tasks, Filled(spec.places)
         self.broken = ""
         self.status: int | None = None
         self.asked = self.childless = False
@@ -96,7 +96,7 @@ class Watch:
         self.wake = self._wake_on_signals()
         self.output, write_end = os.pipe()
         self.started = self.ended = self.next_sample = time.monotonic()
-        self.child = start(write_end)  # held for good: a Popen that goes away may reap the child and its exit status
+        self.child = spec.start(write_end)  # held for good: a Popen that goes away may reap the child and its status
         self.pid = self.child.pid
         os.close(write_end)
         self.poll = select.poll()
@@ -150,11 +150,11 @@ class Watch:
     def _sample(self) -> None:
         began = time.monotonic()
         living = self.living()
-        rss = sum(row.rss for row in living)
-        self.peak_rss = max(self.peak_rss, rss)
-        if self.resident is not None and rss > self.resident:
+        taken = sum(row.rss for row in living) + self.filled.look(row.pid for row in living)
+        self.peak_rss = max(self.peak_rss, taken)
+        if self.resident is not None and taken > self.resident:
             self.broken = "out_of_memory"
-        elif self.tasks is not None and len(living) > self.tasks:
+        elif self.tasks is not None and _too_many(living, self.tasks):
             self.broken = "signalled"
         now = time.monotonic()
         self.next_sample = now + max(SAMPLE_SECONDS, 50 * (now - began))  # at most 2 % of a core, if the table is long
@@ -197,6 +197,10 @@ class Watch:
             self.log.add(self._read(self.output) or b"")
 
 
+def _too_many(living: list[Process], tasks: int) -> bool:
+    return len(living) > tasks or sum(row.threads for row in living) > THREADS * tasks
+
+
 class Spec:
     """What to run: the first line of stdin."""
 
@@ -209,6 +213,7 @@ class Spec:
         self.memory: int | None = read["memory_bytes"]
         self.resident: int | None = read["resident_bytes"]
         self.tasks: int | None = read["tasks"]
+        self.places: list[str] = read["places"]
         self.stage: list[str] = read["stage"]
         self.uid: int | None = read["uid"]
         self.log_bytes: int = read["log_bytes"]
@@ -216,9 +221,8 @@ class Spec:
         self.parent: int = read["parent"]
         self.log = os.dup(2)  # 2 itself is the command's own by the time that something can go wrong
         bounded = self.resident is not None or self.tasks is not None
-        self.group = (
-            make_group(f"sandbox-{os.getpid()}", self.resident, self.tasks and 8 * self.tasks) if bounded else None
-        )
+        threads = self.tasks and THREADS * self.tasks
+        self.group = make_group(f"sandbox-{os.getpid()}", self.resident, threads) if bounded else None
 
     def start(self, output: int) -> subprocess.Popen[bytes]:
         """Start the command in a session of its own, its output going to `output`."""
@@ -256,7 +260,7 @@ class Spec:
             self.group.enter()
         if self.uid is not None:
             stage(self.stage)
-            become(self.uid, self.tasks)
+            become(self.uid, self.tasks and THREADS * self.tasks)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the last, for a change of user takes it back
 
 
@@ -265,7 +269,7 @@ def supervise(spec: Spec) -> dict[str, object]:
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     log = Log(2, spec.log_bytes)
     try:
-        watch = Watch(log, spec.start, spec.resident, spec.tasks)
+        watch = Watch(log, spec)
     except (OSError, subprocess.SubprocessError) as error:
         if spec.group is not None:
             spec.group.close()

@@ -40,10 +40,10 @@ def stage(sources: Sequence[str]) -> None:
         os.close(fd)
 
 
-def become(uid: int, tasks: int | None) -> None:
-    """A user without rights, of whom nothing else runs; so the number of its processes can be bounded."""
+def become(uid: int, threads: int | None) -> None:
+    """A user without rights, of whom nothing else runs; so the number of its threads can be bounded."""
     os.setgroups([])
     os.setgid(uid)
-    if tasks is not None:
-        resource.setrlimit(resource.RLIMIT_NPROC, (8 * tasks, 8 * tasks))  # threads count here, too
+    if threads is not None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
     os.setuid(uid)

@@ -15,10 +15,14 @@ _CHUNK = 1 << 16
 
 
 class Process:
-    """One row of the process table. rss: resident bytes. zombie: dead, waiting for its parent to look."""
+    """One row of the process table. rss: resident bytes. zombie: dead, waiting for its parent to look.
 
-    def __init__(self, pid: int, parent: int, group: int, zombie: bool, rss: int) -> None:
+    threads: 1 where the table does not say.
+    """
+
+    def __init__(self, pid: int, parent: int, group: int, zombie: bool, rss: int, threads: int = 1) -> None:
         self.pid, self.parent, self.group, self.zombie, self.rss = pid, parent, group, zombie, rss
+        self.threads = threads
 
 
 def processes() -> list[Process]:
@@ -43,8 +47,9 @@ def read_file(path: str) -> bytes:
 def _parse_stat(pid: int, line: bytes) -> Process:
     fields = line[line.rindex(b")") + 2 :].split()  # the name before it may hold anything; proc(5), from field 3 on
     # A leader whose main thread has ended while others run also shows as a zombie, but lives: count threads (field 20)
-    zombie = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
-    return Process(pid, int(fields[1]), int(fields[2]), zombie, int(fields[21]) * resource.getpagesize())
+    threads = int(fields[17])
+    zombie = fields[0] in (b"Z", b"X") and threads <= 1
+    return Process(pid, int(fields[1]), int(fields[2]), zombie, int(fields[21]) * resource.getpagesize(), threads)
 
 
 def processes_by_ps() -> list[Process]:

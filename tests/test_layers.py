@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "sandbox.pool",
         "sandbox.seccomp",
         "sandbox.cgroup",
+        "sandbox.filled",
         "sandbox.stage",
         "sandbox.library",
     ),

@@ -1,4 +1,4 @@
-"""A child leaves nothing for the next one: on both levels."""
+"""What a child may take, and that it leaves nothing for the next one: on both levels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cell import Cell, Job
+from agent.cell import ADDRESSES, Cell, Job
 from agent.machine import Machine
 from sandbox.isolation import Isolation, Level, detect
 from sandbox.pool import Slot
@@ -21,6 +21,7 @@ for name in ("HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_
     os.makedirs(os.environ[name], exist_ok=True)
     open(file, "x").close()
 """
+LIMITS = "import resource; print(resource.getrlimit(resource.RLIMIT_AS)[0])"
 
 
 def printed(code: str, tmp_path: Path, level: Level = Level.PROCESS, device: str = "cpu") -> list[str]:
@@ -41,3 +42,14 @@ def test_no_run_finds_what_another_compiled(level: Level, tmp_path: Path, monkey
     for _ in range(2):
         assert printed(LEAVE, tmp_path, level) == ["made"] * 4
     assert not list(tmp_path.rglob("left-*"))
+
+
+@pytest.mark.skipif("sys.platform != 'linux'")
+def test_address_space_is_bounded_where_no_group_is_and_never_with_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.cell.available", lambda: False)
+    assert int(*printed(LIMITS, tmp_path)) > ADDRESSES
+    assert printed(LIMITS, tmp_path, device="cuda") == ["-1"]
+    monkeypatch.setattr("agent.cell.available", lambda: True)
+    assert printed(LIMITS, tmp_path) == ["-1"]

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.cell import ADDRESSES
+from sandbox import process
 from sandbox.bwrap import Box, Sandbox, find
 from sandbox.cgroup import make
 from sandbox.isolation import Level, detect
 from sandbox.limits import Limits
-from sandbox.process import Ending, Execution, run
+from sandbox.process import Ending, Execution, run, tail
 from sandbox.seccomp import MACHINES, program
 
 pytestmark = pytest.mark.skipif(detect().level is not Level.BWRAP, reason=f"needs bubblewrap: {detect().why}")
@@ -70,6 +72,84 @@ def test_the_number_of_processes_is_bounded(tmp_path: Path) -> None:
     assert done.wall_seconds < 5
 
 
+@pytest.fixture
+def no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner, where it may make no control group."""
+    refused = "import sys; sys.path.append(sys.argv[1]); import sandbox.runner as it; it.make_group = lambda *_: None; "
+    monkeypatch.setattr(process, "_START", refused + "it.main()")
+
+
+FILL = """
+import time
+for place in ('/trial', '/tmp', '/dev/shm'):
+    with open(place + '/big', 'wb') as file:
+        for _ in range({megabytes}): file.write(bytes(1 << 20))
+time.sleep({seconds})
+"""
+
+
+@pytest.mark.usefixtures("no_group")
+def test_without_a_group_what_lies_in_files_is_memory_too(tmp_path: Path) -> None:
+    done = inside(tmp_path, FILL.format(megabytes=90, seconds=20), resident_bytes=200 << 20)
+    assert done.ending is Ending.OUT_OF_MEMORY
+    assert done.wall_seconds < 10
+    assert 200 < done.peak_rss_mb < 320
+    assert inside(tmp_path, FILL.format(megabytes=30, seconds=0.5), resident_bytes=200 << 20).ok
+
+
+@pytest.mark.usefixtures("no_group")
+def test_without_a_group_files_that_are_gone_by_name_count_while_somebody_holds_them(tmp_path: Path) -> None:
+    code = "import os, time\nfile = open('/tmp/x', 'wb'); os.unlink('/tmp/x')\n"
+    code += "for _ in range(250): file.write(bytes(1 << 20))\ntime.sleep(20)"
+    assert inside(tmp_path, code, resident_bytes=200 << 20).ending is Ending.OUT_OF_MEMORY
+
+
+@pytest.mark.usefixtures("no_group")
+def test_without_a_group_the_number_of_empty_files_is_bounded(tmp_path: Path) -> None:
+    code = "import os\nfor n in range(1_500_000): os.mknod(f'file-{n}')\nprint('ALL')"
+    done = inside(tmp_path, code, resident_bytes=200 << 20)
+    assert done.ending is Ending.OUT_OF_MEMORY
+    assert "ALL" not in done.log_path.read_text()
+
+
+@pytest.mark.usefixtures("no_group")
+def test_without_a_group_processes_are_bounded(tmp_path: Path) -> None:
+    code = "import os, time\nfor _ in range(60): os.fork() or time.sleep(20)\ntime.sleep(20)"
+    done = inside(tmp_path, code, tasks=20)
+    assert done.ending is Ending.SIGNALLED
+    assert done.wall_seconds < 10
+
+
+@pytest.mark.usefixtures("no_group")
+def test_without_a_group_threads_are_bounded(tmp_path: Path) -> None:
+    """Not as another user, whose number of threads the kernel bounds."""
+    code = "import threading, time\nfor _ in range({}): threading.Thread(target=time.sleep, args=({},)).start()"
+
+    def start(number: int, seconds: float) -> Execution:
+        command, limits = [sys.executable, "-c", code.format(number, seconds)], Limits(20.0, tasks=20)
+        return run(command, cwd=tmp_path, env={}, limits=limits, log=tmp_path / "log")
+
+    assert start(400, 20).ending is Ending.SIGNALLED
+    assert start(100, 0.5).ok
+
+
+@pytest.mark.parametrize(
+    "call", ["os.memfd_create('x')", "libc('shmget', 0, 9999, 0o1600)", "libc('msgget', 0, 0o1600)"]
+)
+def test_memory_that_no_process_and_no_file_holds_cannot_be_had(tmp_path: Path, call: str) -> None:
+    """The watchdog would not see it."""
+    code = f"""
+import ctypes, os
+def libc(name, *arguments):
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+{call}
+"""
+    done = inside(tmp_path, code)
+    assert done.returncode == 1
+    assert tail(done.log_path, 1).startswith("OSError: [Errno 38]")
+
+
 def test_a_control_group_bounds_its_processes_and_goes_away() -> None:
     name = f"test-{os.getpid()}"
     group = make(name, 64 << 20, 50)
@@ -92,7 +172,7 @@ def test_dataloader_workers_and_torch_compile_work(tmp_path: Path) -> None:
         "    print([row.tolist() for row in rows], double(torch.ones(3)).tolist())\n"
         "if __name__ == '__main__': main()\n"
     )
-    done = inside(tmp_path, code, seconds=180.0)
+    done = inside(tmp_path, code, seconds=180.0, memory_bytes=ADDRESSES)  # a machine without any memory would give this
     assert done.ok, done.log_path.read_text()
     assert done.log_path.read_text().strip().endswith("[[0, 1, 2, 3], [4, 5, 6, 7]] [3.0, 3.0, 3.0]")
 
