@@ -31,12 +31,39 @@ def world() -> Iterator[escape.Outside]:
 @bwrap
 @pytest.mark.parametrize("name", escape.PROGRAMS)
 def test_nothing_gets_out(name: str, world: escape.Outside, tmp_path: Path) -> None:
+    if why := escape.untried(name, Level.BWRAP):
+        pytest.skip(why)
     assert escape.attempt(name, detect(), world, tmp_path / "attack") == "sandbox (bwrap)"
 
 
-@pytest.mark.parametrize("name", escape.CONTROLS)
+@pytest.mark.parametrize("name", [name for name, program in escape.PROGRAMS.items() if program.bare() != "harm"])
 def test_without_the_sandbox_it_would(name: str, world: escape.Outside, tmp_path: Path) -> None:
-    assert escape.attempt(name, Isolation(Level.PROCESS), world, tmp_path / "attack") == ""
+    if why := escape.untried(name, Level.PROCESS):
+        pytest.skip(why)
+    found = escape.attempt(name, Isolation(Level.PROCESS), world, tmp_path / "attack")
+    assert found == escape.expected(name, Level.PROCESS)
+
+
+REFUSED = "REACHED\n\nREFUSED EPERM\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "log", "found"),
+    [
+        ("exited", REFUSED, "sandbox"),
+        ("exited", "REACHED\n\nSURVIVED\n", ""),
+        ("exited", "", "NOTHING"),
+        ("exited", "\nREFUSED EPERM\n", "NOTHING"),  # on the way to the wall
+        ("exited", "\nSURVIVED\n", "NOTHING"),
+        ("exited", "REACHED\n\nREFUSED ENOENT\n", "NOTHING"),  # no answer of this wall
+        ("exited", "REACHED\nTraceback …\nNameError: name 'libc' is not defined\n", "NOTHING"),
+        ("timed_out", "REACHED\n", "NOTHING"),
+        ("out_of_memory", REFUSED, "NOTHING"),
+    ],
+)
+def test_a_program_that_fails_by_itself_is_not_credited_to_the_wall(ending: str, log: str, found: str) -> None:
+    ptrace = escape.PROGRAMS["ptrace a child"]
+    assert escape.verdict(ptrace, ending, log, Level.BWRAP).partition(" ")[0].rstrip(":") == found
 
 
 @bwrap
