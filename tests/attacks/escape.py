@@ -102,7 +102,7 @@ def expected(name: str, level: Level) -> str:
 
 
 def attempt(name: str, isolation: Isolation, world: Outside, folder: Path) -> str:
-    """ "" if the attack came through, else what stopped it; NOTHING and more if it failed by itself."""
+    """ "" if the attack came through, else what stopped it; WRONG and more if it failed by itself."""
     mark = f"attack-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     shutil.copy(programs.__file__, folder / "attack.py")
@@ -128,7 +128,7 @@ def verdict(program: Program, ending: str, log: str, level: Level) -> str:
         return ""
     if "REACHED" in lines and word in program.stopped:
         return f"sandbox ({level})"
-    return f"NOTHING: it failed by itself, {ending}, {last[:100]!r}"
+    return f"WRONG: it failed by itself, {ending}, {last[:100]!r}"
 
 
 def _seen_outside(name: str, done: Execution, world: Outside, mark: str) -> bool:

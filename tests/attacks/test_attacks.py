@@ -52,13 +52,13 @@ REFUSED = "REACHED\n\nREFUSED EPERM\n"
     [
         ("exited", REFUSED, "sandbox"),
         ("exited", "REACHED\n\nSURVIVED\n", ""),
-        ("exited", "", "NOTHING"),
-        ("exited", "\nREFUSED EPERM\n", "NOTHING"),  # on the way to the wall
-        ("exited", "\nSURVIVED\n", "NOTHING"),
-        ("exited", "REACHED\n\nREFUSED ENOENT\n", "NOTHING"),  # no answer of this wall
-        ("exited", "REACHED\nTraceback …\nNameError: name 'libc' is not defined\n", "NOTHING"),
-        ("timed_out", "REACHED\n", "NOTHING"),
-        ("out_of_memory", REFUSED, "NOTHING"),
+        ("exited", "", "WRONG"),
+        ("exited", "\nREFUSED EPERM\n", "WRONG"),  # on the way to the wall
+        ("exited", "\nSURVIVED\n", "WRONG"),
+        ("exited", "REACHED\n\nREFUSED ENOENT\n", "WRONG"),  # no answer of this wall
+        ("exited", "REACHED\nTraceback …\nNameError: name 'libc' is not defined\n", "WRONG"),
+        ("timed_out", "REACHED\n", "WRONG"),
+        ("out_of_memory", REFUSED, "WRONG"),
     ],
 )
 def test_a_program_that_fails_by_itself_is_not_credited_to_the_wall(ending: str, log: str, found: str) -> None:
