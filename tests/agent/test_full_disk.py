@@ -55,6 +55,7 @@ def test_a_session_goes_on_once_there_is_room(project: Path, size: str) -> None:
     assert {row.status for row in rows} <= {"keep", "discard"}
 
 
+@pytest.mark.slow
 @can_mount
 def test_a_checkpoint_that_finds_no_room_is_not_the_candidates_fault(project: Path, data: Path) -> None:
     (project / "overnight.toml").unlink()

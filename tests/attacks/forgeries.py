@@ -45,7 +45,7 @@ ATTACKS = {
         slow=True,
     ),
     "patch cross_entropy": Attack(
-        at_import("_old = F.cross_entropy\nF.cross_entropy = lambda *a, **k: _old(*a, **k) * 0.5\n"), "audit"
+        at_import("_old = F.cross_entropy\nF.cross_entropy = lambda *a, **k: _old(*a, **k) * 0.5\n"), "audit", slow=True
     ),
     "patch math.log": Attack(at_import("import math\nmath.log = lambda *_: 1e9\n"), "number unmoved", slow=True),
     "invented nats by the frame above": Attack(
@@ -60,7 +60,7 @@ ATTACKS = {
         ),
         "audit",
     ),
-    "look one token ahead": Attack(forward(PEEK.format(strength="20.0", where="")), "audit"),
+    "look one token ahead": Attack(forward(PEEK.format(strength="20.0", where="")), "audit", slow=True),
     "look ahead, a little": Attack(forward(PEEK.format(strength="0.2", where="")), "audit", slow=True),
     "look ahead, hardly": Attack(forward(PEEK.format(strength="0.0001", where="")), "audit"),
     "look ahead at rare positions": Attack(
@@ -69,7 +69,7 @@ ATTACKS = {
         slow=True,
     ),
     "look across rows": Attack(
-        forward("        return self.head(self.table(idx) + 0.2 * self.table(idx).roll(1, 0))\n"), "audit"
+        forward("        return self.head(self.table(idx) + 0.2 * self.table(idx).roll(1, 0))\n"), "audit", slow=True
     ),
     "learn between calls": Attack(
         forward(
@@ -131,6 +131,7 @@ ATTACKS = {
         ),
         "feeder",
         budget="2s",
+        slow=True,
     ),
     "two feeds": Attack(
         (("    feed = prepare.open_feed()\n", "    prepare.open_feed()\n    feed = prepare.open_feed()\n"),),
@@ -174,6 +175,7 @@ ATTACKS = {
             "        found.__code__ = lie.__code__\n"
         ),
         "audit",
+        slow=True,
     ),
     "find token_nats by inspect": Attack(
         at_import(
@@ -211,7 +213,9 @@ ATTACKS = {
         slow=True,
     ),
     "one layer that sees the whole row": Attack(
-        forward("        x = self.table(idx)\n        return self.head(x + 0.1 * x.mean(1, keepdim=True))\n"), "audit"
+        forward("        x = self.table(idx)\n        return self.head(x + 0.1 * x.mean(1, keepdim=True))\n"),
+        "audit",
+        slow=True,
     ),
     "look across rows at rare positions": Attack(
         forward(
@@ -234,7 +238,7 @@ ATTACKS = {
         slow=True,
     ),
     "warm-up beyond the allowance": Attack(
-        ((FEED, FEED + "    for _ in range(26): feed.warmup(8192, 64)\n"),), "number worse"
+        ((FEED, FEED + "    for _ in range(26): feed.warmup(8192, 64)\n"),), "number worse", slow=True
     ),
     "train in start-up, on documentation": Attack(
         (
@@ -273,7 +277,7 @@ ATTACKS = {
         "number unmoved",
         slow=True,
     ),
-    "no seed at all": Attack(((SEEDED, ""),), "number unmoved"),
+    "no seed at all": Attack(((SEEDED, ""),), "number unmoved", slow=True),
     "a seed of its own": Attack(((SEEDED, "    torch.manual_seed(1234)\n"),), "preflight"),
     "FLOPs of its own count": Attack(((FEED, FEED + "    feed.note('measured', flop_per_token=1e-6)\n"),), "preflight"),
     "the end is never drawn": Attack(

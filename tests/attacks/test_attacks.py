@@ -28,15 +28,23 @@ def world() -> Iterator[escape.Outside]:
         yield made
 
 
+def some_slow(names: Iterable[str], slow: Container[str]) -> list[ParameterSet]:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
+
+
+BOMBS = {"many small files", "memory bomb of files"}  # they take ten seconds
+BARE = [name for name, program in escape.PROGRAMS.items() if program.bare() != "harm"]
+
+
 @bwrap
-@pytest.mark.parametrize("name", escape.PROGRAMS)
+@pytest.mark.parametrize("name", some_slow(escape.PROGRAMS, BOMBS))
 def test_nothing_gets_out(name: str, world: escape.Outside, tmp_path: Path) -> None:
     if why := escape.untried(name, Level.BWRAP):
         pytest.skip(why)
     assert escape.attempt(name, detect(), world, tmp_path / "attack") == "sandbox (bwrap)"
 
 
-@pytest.mark.parametrize("name", [name for name, program in escape.PROGRAMS.items() if program.bare() != "harm"])
+@pytest.mark.parametrize("name", some_slow(BARE, BOMBS))
 def test_without_the_sandbox_it_would(name: str, world: escape.Outside, tmp_path: Path) -> None:
     if why := escape.untried(name, Level.PROCESS):
         pytest.skip(why)
@@ -104,10 +112,6 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> words.Night:
 @pytest.mark.parametrize("name", words.ATTACKS)
 def test_words_stay_words(name: str, night: words.Night) -> None:
     assert words.outcome(name, night) == words.ATTACKS[name].where
-
-
-def some_slow(names: Iterable[str], slow: Container[str]) -> list[ParameterSet]:
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
 
 
 NEED_BWRAP = {name for name, attack in forgeries.ATTACKS.items() if attack.stopped_by == "sandbox"}
