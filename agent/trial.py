@@ -129,8 +129,7 @@ class Bench:
         """Train `candidate` in `folder` and measure it. Whatever goes wrong is in the Run, not raised."""
         folder.mkdir(parents=True, exist_ok=True)
         spec = {"seed": seed, "budget": budget, "flop_per_token": smoke.flop_per_token if smoke else None}
-        told = spec | {"sandbox": self.cell.isolation.level}
-        write_aside(folder / "trial.json", json.dumps(told, indent=1))
+        write_aside(folder / "trial.json", json.dumps(spec | {"sandbox": self.cell.isolation.level}, indent=1))
         limit = self.wall_limit(Budget.parse(budget))
         log = folder / RUN_LOG
         files = {"checkpoint": str(folder / CHECKPOINT), "curve": str(folder / "curve.jsonl")}
