@@ -88,7 +88,7 @@ def digest(source: str) -> str:
     `1e-3` and `0.001` are the same, 1 and 1.0 are not. Of text that is no Python only blanks at line ends do not count.
     """
     try:
-        text = _canonical(_parsed(source))
+        text = _canonical(_parsed(source)[0])
     except _Unparsable:
         text = "\n".join(line.rstrip() for line in source.split("\n"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -100,28 +100,34 @@ class _Unparsable(Exception):
         self.line = line
 
 
-def _parsed(source: str) -> ast.Module:
-    """The tree, of limited depth. Python's own parser comes first: unlike libcst's, it survives any nesting."""
+def _parsed(source: str) -> tuple[ast.Module, list[ast.Constant]]:
+    """The tree, of limited depth, and its literals.
+
+    Python's own parser comes first: unlike libcst's, it survives any nesting.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape in a string is the author's business
             tree = ast.parse(source)
-            _limit_depth(tree)
+            literals = _literals(tree)
             compile(tree, "train.py", "exec", dont_inherit=True)
     except SyntaxError as error:
         raise _Unparsable(error.msg, error.lineno or 1) from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise _Unparsable(str(error) or "too deep nesting", 1) from None
-    return tree
+    return tree, literals
 
 
-def _limit_depth(tree: ast.AST) -> None:
-    level, depth = [tree], 0
+def _literals(tree: ast.AST) -> list[ast.Constant]:
+    """All of them, by depth; which is limited."""
+    level, depth, found = [tree], 0, []
     while level:
         depth += 1
         if depth > rules.MAX_DEPTH:
             raise _Unparsable(f"nesting deeper than {rules.MAX_DEPTH} levels", getattr(level[0], "lineno", 1))
         level = [child for node in level for child in ast.iter_child_nodes(node)]
+        found += [node for node in level if isinstance(node, ast.Constant)]
+    return found
 
 
 def _canonical(node: object) -> str:
@@ -152,8 +158,8 @@ def _without_docstring(node: ast.AST, body: list[ast.stmt]) -> list[ast.stmt]:
 def _inspect(source: str, extra: frozenset[str]) -> tuple[Breach, ...]:
     found = list(_of_text(source))
     try:
-        tree = _parsed(source)
-        found += [*breaches(_facts(source, tree), extra), *_payload(tree)]
+        tree, literals = _parsed(source)
+        found += [*breaches(_facts(source, tree), extra), *_payload(literals)]
     except _Unparsable as error:
         found.append(Breach("syntax", error.line, str(error)))
     distinct = {(breach.rule, breach.line): breach for breach in found}
@@ -207,12 +213,10 @@ def _of_text(source: str) -> Iterator[Breach]:
             yield Breach("encoding", number, text.strip())
 
 
-def _payload(tree: ast.Module) -> Iterator[Breach]:
+def _payload(literals: list[ast.Constant]) -> Iterator[Breach]:
     """Texts and numbers that are too long, or the place where all of them together become too many."""
     text = numbers = 0
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Constant):
-            continue
+    for node in literals:
         value = node.value
         size = len(value) if isinstance(value, str | bytes) else 0
         bits = value.bit_length() if isinstance(value, int) else 0
