@@ -127,10 +127,12 @@ class SessionFolder:
         return folder
 
     def audit_of(self, record: Record | None) -> Audit | None:
-        """The audit of a kept row, None where it had none."""
-        runs = self.trial(record.trial or 0).runs() if record is not None else []
+        """The audit of a kept row, without numbers where its file is gone; None without a row."""
+        if record is None:
+            return None
+        runs = self.trial(record.trial or 0).runs()
         facts = _read_json(runs[-1] / "audit.json") if runs else None
-        return None if facts is None else Audit(**facts)
+        return Audit(0, None, None, None, None, "gone") if facts is None else Audit(**facts)
 
     def guidance(self) -> str:
         path = self.path / "guidance.md"

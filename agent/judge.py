@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from agent.config import Task
@@ -56,7 +57,11 @@ def confirm(keep: Verdict, audit: Audit, before: Audit | None, device: str, task
     if audit.worst > worst or abs(audit.blind - audit.scored) > mean:
         found = f"{audit.scored:.6f} nats a token were scored, {audit.blind:.6f} when it could not look ahead"
         return Verdict(Status.REJECT, f"audit: {found}, {audit.worst:.4f} apart at worst, at {audit.probes} places")
-    if before is None or before.held_bpb is None or task.better(audit.held_bpb, before.held_bpb):
+    if before is None:
+        return keep
+    if before.held_bpb is None:
+        return replace(keep, reason=f"{keep.reason}; the incumbent's audit is gone: its held-back score is unknown")
+    if task.better(audit.held_bpb, before.held_bpb):
         return keep
     gone = f"{audit.held_bpb - before.held_bpb:+.6f} on the held-back split"
     return Verdict(Status.DISCARD, f"{keep.reason}, but {gone}: no gain")

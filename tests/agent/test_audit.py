@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from agent.config import Task
-from agent.folder import CHECKPOINT
+from agent.folder import CHECKPOINT, SessionFolder
 from agent.judge import confirm
-from agent.values import Audit, Status, Verdict
+from agent.values import Audit, Record, Status, Verdict
 from benchmarks.wire_session import project
 from tests.attacks.forgeries import PEEK
 from tests.attacks.metric import FORWARD
@@ -111,6 +111,14 @@ def test_what_an_audit_leaves_of_a_keep(audit: Audit, status: Status, reason: st
     verdict = confirm(KEEP, audit, BEFORE, "cpu", Task())
     assert verdict.status is status
     assert reason in verdict.reason
-    assert (
-        confirm(KEEP, Audit(4096, 2.0, 2.0, 1e-6, 9.9), None, "cpu", Task()) is KEEP
-    )  # a baseline has nothing before it
+    worse = Audit(4096, 2.0, 2.0, 1e-6, 9.9)
+    assert confirm(KEEP, worse, None, "cpu", Task()) is KEEP  # a baseline has nothing before it
+
+
+def test_a_keep_after_an_incumbent_whose_audit_is_gone_says_so(tmp_path: Path) -> None:
+    incumbent = Record("0" * 7, 1.9, 0.0, "keep", "baseline", trial=0)
+    before = SessionFolder(tmp_path, "t").audit_of(incumbent)
+    verdict = confirm(KEEP, Audit(4096, 2.0, 2.0, 1e-6, 1.49), before, "cpu", Task())
+    assert verdict.status is Status.KEEP
+    assert verdict.reason == "better; the incumbent's audit is gone: its held-back score is unknown"
+    assert SessionFolder(tmp_path, "t").audit_of(None) is None

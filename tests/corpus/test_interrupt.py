@@ -38,18 +38,22 @@ except DataError as error:
 """
 
 
-def start(dataset: str, cache: Path, endpoint: str | None = None, limit: int = 0) -> subprocess.Popen[str]:
-    """A real process that prepares data, in a group of its own as in a terminal, past its imports."""
+def start(dataset: str, cache: Path, endpoint: str | None = None, limit: int = 0) -> subprocess.Popen[bytes]:
+    """A real process that prepares data, in a group of its own as in a terminal, past its imports.
+
+    Its pipes have no buffer here: one would swallow a quick child's next line together with "ready", and
+    `communicate` reads past it.
+    """
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, json.dumps([dataset, str(cache), endpoint, limit])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        bufsize=0,
         cwd=ROOT,
         start_new_session=True,
     )
     assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
+    assert child.stdout.readline() == b"ready\n"
     return child
 
 
@@ -100,7 +104,7 @@ def test_an_interrupted_download_continues_where_it_stopped(
     _, errors = child.communicate(timeout=10)
     if end == signal.SIGINT:
         assert errors == (
-            "Interrupted: stopped by Ctrl-C; what was finished is kept: run the same command to continue\n"
+            b"Interrupted: stopped by Ctrl-C; what was finished is kept: run the same command to continue\n"
         )
     wait_for(lambda: not any(str(cache) in line for line in fetchers()))
     climbmix.delay = 0
@@ -118,8 +122,8 @@ def test_ctrl_c_while_tokenising_continues_to_the_same_bytes(tmp_path: Path) -> 
     os.killpg(child.pid, signal.SIGINT)
     _, errors = child.communicate(timeout=10)
     assert child.returncode == 1
-    assert errors.count("\n") == 1
-    assert errors.startswith("Interrupted: stopped by Ctrl-C")
+    assert errors.count(b"\n") == 1
+    assert errors.startswith(b"Interrupted: stopped by Ctrl-C")
     assert not list(cache.glob("data/*/meta.json"))
     assert not (cache / "current").exists()
     resumed = content(prepared("stdlib", cache))
@@ -155,8 +159,8 @@ def test_a_full_disk_is_one_line_and_the_next_run_continues(prose: Path, tmp_pat
     child = start(str(prose), cache, limit=200_000)
     _, errors = child.communicate(timeout=20)
     assert child.returncode == 1
-    assert errors.count("\n") == 1
-    assert "expected to read and write here, found File too large" in errors
+    assert errors.count(b"\n") == 1
+    assert b"expected to read and write here, found File too large" in errors
     folder = prepared(str(prose), cache)
     assert content(folder) == content(prepared(str(prose), tmp_path / "fresh"))
 
@@ -165,7 +169,7 @@ def test_two_at_once_make_it_once(prose: Path, tmp_path: Path) -> None:
     children = [start(str(prose), tmp_path / "cache") for _ in range(2)]
     outcomes = [child.communicate(timeout=30) for child in children]
     assert [child.returncode for child in children] == [0, 0]
-    assert outcomes[0][0] == outcomes[1][0]
+    assert outcomes[0][0] == outcomes[1][0] != b""
     assert len(list((tmp_path / "cache" / "data").iterdir())) == 1
 
 
