@@ -16,9 +16,11 @@ the run's settings in a file, OVERNIGHT_TRIAL; without it the same processes are
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -34,6 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 BORN = time.monotonic()
+atexit.register(gc.freeze)  # or the interpreter's last collections, of all that torch has loaded, take a second
 
 # What a GPU machine gets …
 MAX_SEQ_LEN = 2048
@@ -70,6 +73,13 @@ def device() -> Any:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def machine() -> Any:
+    """torch.device: the one to choose constants for. A session looks at a GPU's on the CPU."""
+    import torch
+
+    return torch.device(TRIAL["machine"]) if TRIAL.get("machine") else device()
 
 
 # ── the feed ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -234,6 +244,11 @@ def _read(link: Connection) -> tuple[dict[str, Any], np.ndarray | None]:
     return facts, None if shape is None else np.frombuffer(link.recv_bytes(), "<u2").reshape(shape)
 
 
+SHAPES: Any = None  # of a look at what a GPU would train: tensors have shapes only
+if TRIAL.get("shapes"):
+    from shapes import shapes_only  # type: ignore[import-not-found]  # corpus/shapes.py, beside this file then
+
+    SHAPES = shapes_only()
 STARTUP = Meter() if TRIAL.get("smoke") else None  # what is computed before the first batch
 _feed: Feed | None = None
 
@@ -305,6 +320,8 @@ _last_log: dict[str, Any] = {}
 
 def log(**fields: Any) -> None:
     """One line of the curve: numbers by name, at least `step` and `loss`. Reads tensors: call it at log steps only."""
+    if SHAPES is not None:
+        return
     row = {key: value.item() if hasattr(value, "item") else value for key, value in fields.items()}
     feed = open_feed()
     row |= {"progress": round(feed.progress, 5), "tokens": feed.tokens, "seconds": round(feed.seconds, 3)}
@@ -317,11 +334,14 @@ def log(**fields: Any) -> None:
 
 def finish(model: Any, config: Any) -> None:
     """End of training. config: a dataclass from which `build_model(config)` builds the module again."""
-    if TRIAL:
+    if SHAPES is not None:
+        rehearse({"config": dataclasses.asdict(config)}, None)
+    elif TRIAL:
         described, weights = checkpoint(model, config)
         open_feed().seal(described, weights)
         if TRIAL.get("smoke"):
             rehearse(described, weights)
+    if TRIAL:
         return
     from sandbox.metrics import Metrics, format_summary
 
@@ -418,34 +438,39 @@ def logits_at(model: Any, rows: Any, places: list[int]) -> Any:
     return logits_of(model, rows[:, :-1])[torch.arange(len(rows)), places]
 
 
-def load_model(described: dict[str, Any], weights: bytes) -> Any:
-    """The candidate's module with the sealed weights, in the working folder of a scoring run."""
+def load_model(described: dict[str, Any], weights: bytes | None) -> Any:
+    """The candidate's module with the sealed weights, if there are any, in the working folder of a scoring run."""
     from safetensors.torch import load
 
     sys.path.insert(0, str(Path.cwd()))
     import train
 
     model = train.build_model(train.GPTConfig(**described["config"])).to(device())
-    model.load_state_dict(load(weights), strict=True)
+    if weights is not None:
+        model.load_state_dict(load(weights), strict=True)
     return model
 
 
-def rehearse(described: dict[str, Any], weights: bytes) -> None:
+def rehearse(described: dict[str, Any], weights: bytes | None) -> None:
     """What scoring will do with the checkpoint, on one row: found here, a fault costs no budget."""
     import torch
 
     feed, length = open_feed(), open_feed().max_seq_len
+    held = {} if SHAPES is None else {"shapes_mb": SHAPES.peak / 2**20}
     tokens = np.random.default_rng(0).integers(feed.vocab_size, size=(1, length + 1))
     rows = torch.from_numpy(tokens).to(device())
     model = load_model(described, weights).eval()
     with torch.inference_mode(), flop_counter() as counter:
         token_nats(model, rows)
-    feed.note("rehearsed", forward_flop_per_token=counter.get_total_flops() / length)
+    feed.note("rehearsed", forward_flop_per_token=counter.get_total_flops() / length, **held)
 
 
 def score() -> None:
+    gc.disable()  # while torch is loaded
     described = json.loads(Path(CONFIG).read_text())
-    evaluate_bpb(load_model(described, Path(CHECKPOINT).read_bytes()), Connection(TRIAL["fd"]), device())
+    model = load_model(described, Path(CHECKPOINT).read_bytes())
+    gc.enable()
+    evaluate_bpb(model, Connection(TRIAL["fd"]), device())
 
 
 # ── command line ──────────────────────────────────────────────────────────────────────────────────────────────────────

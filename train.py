@@ -25,6 +25,7 @@ import prepare
 # ── constants: edit these ─────────────────────────────────────────────────────────────────────────────────────────────
 
 DEVICE = prepare.device()
+MACHINE = prepare.machine()  # whose constants count: another one than DEVICE where a session only looks at shapes
 
 # Model. Width is DEPTH * ASPECT_RATIO, rounded up to whole heads.
 DEPTH = 8  # range: 2..16
@@ -56,7 +57,7 @@ WARMDOWN_RATIO = 0.5  # range: 0.2..1.0
 FINAL_LR_FRAC = 0.0  # range: 0.0..0.2
 MOMENTUM_WARMUP_RATIO = 0.2  # range: 0.0..0.5
 
-if DEVICE.type != "cuda":  # the same knobs for small machines
+if MACHINE.type != "cuda":  # the same knobs for small machines
     DEPTH = 2  # range: 1..8
     ASPECT_RATIO = 80  # range: 32..256
     HEAD_DIM = 80  # range: 32|48|64|80|96|128
@@ -82,6 +83,7 @@ if DEVICE.type != "cuda":  # the same knobs for small machines
 
 # ── model ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+ON_GPU = MACHINE.type == "cuda"  # where torch's own kernels are faster than ours
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -141,7 +143,7 @@ class RMSNorm(torch.autograd.Function):
 
 def norm(x: Tensor) -> Tensor:
     """RMS norm over the last dimension, without weights. https://arxiv.org/abs/1910.07467"""
-    return F.rms_norm(x, (x.size(-1),)) if x.is_cuda else RMSNorm.apply(x)
+    return F.rms_norm(x, (x.size(-1),)) if ON_GPU else RMSNorm.apply(x)
 
 
 def rotary_tables(seq_len: int, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -271,7 +273,7 @@ class GPT(nn.Module):
         self.block_masks: dict[int, BlockMask] = {}  # of the windows that FlexAttention serves in training
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         orders = (2, 3) if config.ngram_rows else ()
-        sparse = DEVICE.type == "cpu"  # touch only the rows of the batch; where torch.compile works, dense is faster
+        sparse = MACHINE.type == "cpu"  # touch only the rows of the batch; where torch.compile works, dense is faster
         self.ngrams = nn.ModuleList(nn.Embedding(config.ngram_rows, config.width, sparse=sparse) for _ in orders)
         self.values = nn.ModuleList(nn.Embedding(config.vocab_size, config.width) for _ in range(config.depth))
         self.attention = nn.ModuleList(Attention(config, layer) for layer in range(config.depth))
@@ -320,7 +322,7 @@ class GPT(nn.Module):
         if targets is None:
             return capped(raw, cap)
         raw, targets = raw.flatten(0, 1), targets.flatten()
-        return F.cross_entropy(capped(raw, cap), targets) if raw.is_cuda else CappedLoss.apply(raw, targets, cap)
+        return F.cross_entropy(capped(raw, cap), targets) if ON_GPU else CappedLoss.apply(raw, targets, cap)
 
 
 def build_model(config: GPTConfig) -> GPT:
@@ -348,7 +350,7 @@ ADAM_EPS = 1e-10  # https://arxiv.org/abs/1412.6980; far below its 1e-8, for emb
 def orthogonalise(g: Tensor) -> Tensor:
     """g: (K, m, n) -> (K, m, n), close to U Vᵀ of each matrix's SVD, by odd polynomials: matrix products only."""
     wide = g.size(-2) <= g.size(-1)
-    x = g.bfloat16() if g.is_cuda else g
+    x = g.bfloat16() if ON_GPU else g
     x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)  # 2 % of room below 1, as in the paper's code
     for a, b, c in POLAR_EXPRESS:

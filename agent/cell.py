@@ -29,6 +29,7 @@ from sandbox.process import Ending, Execution, run, tail
 from sandbox.workspace import make_workspace, remove_workspace, write_aside
 
 SETTINGS = "trial.json"  # in the child's folder; named by OVERNIGHT_TRIAL
+WITHHELD = frozenset({"checkpoint", "curve"})  # settings of the trusted process: paths by which to find other trials
 MEMORY_SHARE = 0.9  # of the machine's, that a child may take
 ADDRESSES = 8 << 30  # that libraries and idle threads may reserve on top of it
 TASKS = 512  # processes that a child may have at one time
@@ -37,7 +38,8 @@ SEARCHED_LINES = 400  # of a log's end, in which its last exception is looked fo
 
 @dataclass(frozen=True)
 class Job:
-    """What to run. files: place in the child's folder → text, or a file that is there already. told: its settings.
+    """What to run. files: place in the child's folder → text, or a file that is there already. told: its settings,
+    of which it gets what concerns it: no path of ours.
 
     serve: role and SPEC of the trusted process (corpus.serve), None for a child that talks to nobody.
     """
@@ -89,7 +91,8 @@ class Cell:
     def _child(
         self, job: Job, work: Path, slot: Slot, cancel: threading.Event | None, link: Mapping[str, int]
     ) -> Execution:
-        write_aside(work / SETTINGS, json.dumps({**job.told, **link}))
+        known = {key: value for key, value in job.told.items() if value is not None and key not in WITHHELD}
+        write_aside(work / SETTINGS, json.dumps({**known, **link}))
         shown = {name: work / name if isinstance(file, str) else file for name, file in job.files.items()}
         shown[SETTINGS] = work / SETTINGS
         for place in shown.values():  # the sandbox may be another user's, and a umask may have hidden it

@@ -1,7 +1,7 @@
 """Finds the constants of a training script that count on a device, and writes edits that change them. Pure.
 
 The constants block begins at the comment that says "edit these" (else at the top) and ends at the first definition.
-In it, upper-case names bound to plain literals are constants. A branch like `if DEVICE.type != "cuda":` is followed on
+In it, upper-case names bound to plain literals are constants. A branch like `if MACHINE.type != "cuda":` is followed on
 the devices it is for, so that of two literals with one name the live one is found. What sets a name by other means
 (a call, `+=`, an `if` nobody can decide by reading) takes it off the list: its literal may not be what the run sees.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from agent.errors import ProposalError, ProviderError, ProviderOverloaded
-from agent.trial import Smoke
+from agent.smoke import Smoke
 from agent.values import Candidate, History, Proposal, Proposer
 
 REPAIRS = 2  # after the first attempt; each is charged

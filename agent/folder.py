@@ -23,6 +23,7 @@ from sandbox.workspace import write_aside
 CHECKPOINT = "model.safetensors"
 CONFIG = "config.json"  # of the model in the checkpoint, and what it says of itself
 RUN_LOG = "run.log"
+SHAPES_LOG = "shapes.log"
 EXECUTION = "execution.json"  # of a run: how it ended, and what the trusted side measured
 SCORED = "nats.npy"  # of every scored token, for the audit
 

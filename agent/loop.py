@@ -23,8 +23,9 @@ from agent.ledger import incumbent
 from agent.memory import CutOff, Memory
 from agent.recording import Origin, record_of, rejected
 from agent.repo import Repo, trial_ref
+from agent.smoke import Smoke
 from agent.stops import Stop, experiments, spent
-from agent.trial import Bench, Smoke
+from agent.trial import Bench
 from agent.values import (
     Audit,
     Candidate,

@@ -11,8 +11,11 @@ from typing import Any
 
 from agent.errors import StateError
 
+# The collector would look through all that torch loads, while it does and again at the end: a second for nothing.
 _PROBE = """
-import json, os, platform, time
+import atexit, gc, json, os, platform, time
+gc.disable()
+atexit.register(gc.freeze)
 import torch
 kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 if kind == "cuda":

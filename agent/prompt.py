@@ -38,6 +38,7 @@ CONTRACT = """\
 - `build_model(config) -> nn.Module`. `model(idx)` takes int64 (B, T) and returns logits (B, T, V).
 - Knobs are upper-case literals in the constants block. Where it sets one a second time for small machines, the value
   that counts is the one live on the device of this session.
+- What differs on a GPU is chosen by `prepare.machine().type`, as there: a GPU's choice is looked at on a CPU first.
 - Data comes from `feed = prepare.open_feed()` and `feed.next(B, T)`, until that returns None. B and T may change from
   step to step. `feed.progress` in [0, 1] is how much of the budget is spent: base schedules on it.
 - The score is measured by the harness from the finished model, on text it has never seen. Nothing the file prints,
@@ -133,7 +134,7 @@ def _off(source: str, device: str) -> set[str]:
 
 
 def _statements(body: Sequence[ast.stmt], device: str) -> Iterable[ast.stmt]:
-    """Those at the top of the file, and of an `if DEVICE.type …` the branch that this device takes."""
+    """Those at the top of the file, and of an `if MACHINE.type …` the branch that this device takes."""
     for node in body:
         taken = holds(node.test, device) if isinstance(node, ast.If) else None
         if isinstance(node, ast.If) and taken is not None:

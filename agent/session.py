@@ -25,8 +25,9 @@ from agent.proposers.given import NAME as GIVEN
 from agent.proposers.llm import LLM
 from agent.recording import Origin
 from agent.repo import Repo, branch_ref
+from agent.smoke import Pace
 from agent.stops import Stop
-from agent.trial import Bench, Pace
+from agent.trial import Bench
 from agent.values import Outcome, Proposer
 from corpus.errors import DataError
 from corpus.home import cache, data_folder, verify

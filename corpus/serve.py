@@ -50,6 +50,7 @@ class Feeder:
         self.described: Any = None
         self.forward_flop_per_token: float | None = None
         self.startup_flop: float | None = None
+        self.shapes_mb: float | None = None
         self.clock = Clock(Budget.parse(spec["budget"]), Allowance(), spec.get("flop_per_token"))
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], Tokens | None]:
@@ -72,6 +73,7 @@ class Feeder:
                 self.startup_flop = count(request["startup_flop"] or 1)  # one that computes nothing is told of, too
             case "rehearsed":
                 self.forward_flop_per_token = count(request["forward_flop_per_token"])
+                self.shapes_mb = count(request["shapes_mb"]) if "shapes_mb" in request else None
             case "log":
                 self._log(request["row"])
             case other:
@@ -125,6 +127,7 @@ class Feeder:
             "described": self.described,
             "forward_flop_per_token": self.forward_flop_per_token,
             "startup_flop": self.startup_flop,
+            "shapes_mb": self.shapes_mb,
             "deadline": clock.budget.deadline(clock.seconds()),
             "sha256": sha256(Path(self.spec["checkpoint"])) if self.described and self.spec.get("checkpoint") else None,
         }

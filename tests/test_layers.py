@@ -53,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("agent.cell",),
     ("agent.scoring",),
+    ("agent.smoke",),
     ("agent.candidate", "agent.trial", "agent.proposers"),
     ("agent.desk", "agent.forecast", "agent.memory", "agent.recheck"),
     ("agent.loop",),

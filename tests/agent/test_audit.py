@@ -60,6 +60,7 @@ def rows(folder: Path) -> list[list[str]]:
     return [line.split("\t") for line in (folder / ".overnight/t/results.tsv").read_text().splitlines()[1:]]
 
 
+@pytest.mark.slow
 def test_keeps_are_audited_and_can_be_audited_again(session: tuple[Path, Path, str]) -> None:
     """One test, for its session takes long: a model that looks ahead, a forged row, a checkpoint that is gone."""
     folder, cache, printed = session

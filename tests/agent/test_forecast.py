@@ -20,8 +20,9 @@ from agent.proposers.command import Command
 from agent.proposers.llm import LLM, USUAL_ANSWER
 from agent.proposers.opening import opening
 from agent.recording import Origin
+from agent.smoke import Pace
 from agent.stops import Stop
-from agent.trial import Bench, Pace
+from agent.trial import Bench
 from agent.values import History, Proposer
 from sandbox.isolation import Isolation, Level
 

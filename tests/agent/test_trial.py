@@ -17,12 +17,14 @@ from agent.cell import Cell
 from agent.config import Task
 from agent.errors import SmokeError, StateError
 from agent.machine import probe
-from agent.trial import Bench, Pace, Smoke
+from agent.smoke import Pace, Smoke
+from agent.trial import Bench
 from agent.values import Candidate, Proposal, Run
 from corpus.budget import Budget
 from sandbox.isolation import detect
+from sandbox.metrics import Metrics
 from sandbox.pool import Slot
-from sandbox.process import Ending
+from sandbox.process import Ending, Execution
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (ROOT / "tests" / "tiny_train.py").read_text()
@@ -184,7 +186,7 @@ def test_a_model_that_leaves_no_room_is_told_to_shrink(bench: Bench, tmp_path: P
 def test_a_smoke_run_that_hangs_is_ended(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pace: Pace, seconds: int
 ) -> None:
-    monkeypatch.setattr("agent.trial.SMOKE_SECONDS", 0.3)
+    monkeypatch.setattr("agent.smoke.SMOKE_SECONDS", 0.3)
     hung = candidate(("import torch\n", WITH_TIME + "time.sleep(1000)\n"))
     began = time.monotonic()
     with pytest.raises(SmokeError, match=rf"^two small steps fail \(timed out after {seconds} s\)"):
@@ -260,6 +262,32 @@ def test_cancelled_while_being_scored_is_cancelled(bench: Bench, tmp_path: Path)
     threading.Thread(target=watch).start()
     run = bench.run(slow, tmp_path / "run", seed=1, budget="20steps", smoke=None, slot=SLOT, cancel=cancel)
     assert run.execution.ending is Ending.CANCELLED
+
+
+def test_what_is_scored_costs_no_more_than_what_a_gpu_was_to_train(bench: Bench, tmp_path: Path) -> None:
+    """The trial is told of a GPU and trains on the CPU's constants: another model than the one that was looked at."""
+    narrow = "WIDTH = 8 if prepare.machine().type == 'cuda' else 16"
+    tried = candidate(
+        ("BATCH = 8\n", f"BATCH = 8\n{narrow}\n"),
+        ("config.vocab_size, 16)", "config.vocab_size, WIDTH)"),
+        ("nn.Linear(16,", "nn.Linear(WIDTH,"),
+    )
+    gpu = replace(bench, cell=replace(bench.cell, machine=replace(probe(), device="cuda", memory_gb=80.0)))
+    smoke = gpu.smoke(tried, tmp_path / "smoke", "20s", SLOT)
+    run = train(gpu, tried, tmp_path / "run", smoke=smoke)
+    said = "FLOPs: expected 4112 for a token's forward pass, as in the smoke run, found 8224 in scoring; "
+    assert run.failure.startswith(said)
+
+
+def test_an_estimate_of_memory_is_measured_on_the_baseline(bench: Bench) -> None:
+    log, smoke = Path("run.log"), Smoke(6e8, 2e8, 0.0, 4096, 80_000.0, 9.0)
+    metrics = Metrics(1.0, 300.0, 330.0, 45_000.0, 40.0, 500.0, 953, 50.3, 8)
+    trained = Run(42, "300s", Execution(Ending.EXITED, 0, None, 310.0, 1000.0, log, 0.0), metrics, "")
+    gpu = replace(bench, cell=replace(bench.cell, machine=replace(probe(), device="cuda")))
+    assert gpu.paced(smoke, trained).pace == Pace(9.0, 310.0, 20.0, 0.0, 45 / 80)
+    assert gpu.paced(replace(smoke, memory_mb=None), trained).pace.memory is None
+    assert bench.paced(smoke, trained).pace.memory is None
+    assert bench.paced(None, trained).pace == Pace(train=310.0)
 
 
 def test_the_real_script_from_its_smoke_run_to_a_score(bench: Bench, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("model", ["openai:scripted", pytest.param("anthropic:scripted", marks=[pytest.mark.slow])])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["openai:scripted", "anthropic:scripted"])
 def test_a_session_with_a_repair_a_crash_a_duplicate_and_a_429(
     data: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from agent.cell import Cell
 from agent.config import Task
 from agent.machine import probe
-from agent.trial import Bench, Pace
+from agent.smoke import Pace
+from agent.trial import Bench
 from sandbox.isolation import Isolation, Level, detect
 from sandbox.library import compiled
 from tests.attacks import escape, forgeries, honest, metric, words

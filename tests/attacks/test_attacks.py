@@ -12,7 +12,8 @@ from _pytest.mark.structures import ParameterSet
 from agent.cell import Cell
 from agent.config import Task
 from agent.machine import probe
-from agent.trial import Bench, Pace
+from agent.smoke import Pace
+from agent.trial import Bench
 from sandbox.bwrap import SYSTEM
 from sandbox.isolation import Isolation, Level, detect
 from sandbox.library import compiled
