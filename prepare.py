@@ -456,13 +456,18 @@ def rehearse(described: dict[str, Any], weights: bytes | None) -> None:
     import torch
 
     feed, length = open_feed(), open_feed().max_seq_len
-    held = {} if SHAPES is None else {"shapes_mb": SHAPES.peak / 2**20}
+    peak, guesses = (SHAPES.peak, SHAPES.guesses) if SHAPES is not None else (0, 0)
     tokens = np.random.default_rng(0).integers(feed.vocab_size, size=(1, length + 1))
     rows = torch.from_numpy(tokens).to(device())
     model = load_model(described, weights).eval()
     with torch.inference_mode(), flop_counter() as counter:
         token_nats(model, rows)
-    feed.note("rehearsed", forward_flop_per_token=counter.get_total_flops() / length, **held)
+    forward = counter.get_total_flops() / length
+    if SHAPES is None:
+        feed.note("rehearsed", forward_flop_per_token=forward)
+    else:
+        told = {"shapes_mb": peak / 2**20 if SHAPES.fused else None, "shapes": True}
+        feed.note("rehearsed", forward_flop_per_token=forward if SHAPES.guesses == guesses else None, **told)
 
 
 def score() -> None:

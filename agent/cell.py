@@ -122,7 +122,7 @@ class Cell:
 
         Where they are named otherwise than by number, all nodes are shown.
         """
-        if self.machine.device != "cuda":
+        if self.machine.device != "cuda" or slot.env.get("CUDA_VISIBLE_DEVICES") == "":
             return ()
         named = slot.env.get("CUDA_VISIBLE_DEVICES") or os.environ.get("CUDA_VISIBLE_DEVICES", "")
         numbered = all(part.strip().isdigit() for part in named.split(","))

@@ -38,7 +38,8 @@ CONTRACT = """\
 - `build_model(config) -> nn.Module`. `model(idx)` takes int64 (B, T) and returns logits (B, T, V).
 - Knobs are upper-case literals in the constants block. Where it sets one a second time for small machines, the value
   that counts is the one live on the device of this session.
-- What differs on a GPU is chosen by `prepare.machine().type`, as there: a GPU's choice is looked at on a CPU first.
+- Constants and parts of the model that differ on a GPU are chosen by `prepare.machine().type`, as there: they are tried
+  on a CPU first. Tensors, autocast and whatever calls `torch.cuda` go by `prepare.device()`.
 - Data comes from `feed = prepare.open_feed()` and `feed.next(B, T)`, until that returns None. B and T may change from
   step to step. `feed.progress` in [0, 1] is how much of the budget is spent: base schedules on it.
 - The score is measured by the harness from the finished model, on text it has never seen. Nothing the file prints,

@@ -68,7 +68,7 @@ REQUIRED_CALLS = {"open_feed": "feed-missing", "log": "log-missing", "finish": "
 # Public by name; upper-case constants are public too, except these: paths and settings of the harness.
 PREPARE_PUBLIC = frozenset({"open_feed", "log", "finish", "device", "machine", "Batch", "Feed"})
 FEED_HIDDEN = frozenset({"note", "seal"})  # how prepare itself talks to the harness
-PREPARE_HIDDEN = frozenset({"CACHE", "TRIAL", "BORN"})
+PREPARE_HIDDEN = frozenset({"CACHE", "TRIAL", "BORN", "SHAPES", "STARTUP"})
 
 ALLOWED_IMPORTS = _words(
     """

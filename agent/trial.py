@@ -78,7 +78,7 @@ class Bench:
         if serve is not None:
             failure = failure or _sealing(fed)
             scored = {} if failure else self.scorer.first(candidate, fed["described"], folder, slot, cancel)
-            failure = failure or str(scored.get("error", "")) or _flop(smoke, scored)
+            failure = failure or str(scored.get("error", "")) or _flop(smoke, scored, self.machine.device)
             failure = failure or _print_summary(log, fed, scored, execution)
         metrics, failure = (None, failure) if failure else _metrics(log)
         if failure and cancel.is_set():  # also while it was being scored
@@ -106,10 +106,8 @@ class Bench:
         if smoke is None:
             return replace(self, pace=Pace(train=trained))
         scored = metrics.total_seconds - trained if metrics else None
-        memory = None
-        if self.machine.device == "cuda" and metrics and smoke.memory_mb:
-            memory = metrics.peak_vram_mb / smoke.memory_mb
-        return replace(self, pace=Pace(smoke.seconds, trained, scored, smoke.startup_flop, memory))
+        peak = metrics.peak_vram_mb if metrics and self.machine.device == "cuda" else None
+        return replace(self, pace=Pace(smoke.seconds, trained, scored, smoke.startup_flop, smoke.memory_mb, peak))
 
 
 def _sealing(fed: Mapping[str, Any]) -> str:
@@ -122,7 +120,7 @@ def _sealing(fed: Mapping[str, Any]) -> str:
     return ""
 
 
-def _flop(smoke: Smoke | None, scored: Mapping[str, Any]) -> str:
+def _flop(smoke: Smoke | None, scored: Mapping[str, Any], device: str) -> str:
     """Why the FLOPs that were charged cannot be right: what was scored is a larger model than the one counted.
 
     A smaller one is its author's loss, and one whose routing depends on the text.
@@ -131,9 +129,9 @@ def _flop(smoke: Smoke | None, scored: Mapping[str, Any]) -> str:
     if counted is None or (found is not None and found <= (1 + FLOP_TOLERANCE) * counted):
         return ""
     says = "none" if found is None else f"{found:.4g}"
+    hint = "; constants of a GPU are chosen by prepare.machine(), not by device()" if device == "cuda" else ""
     return (
-        f"FLOPs: expected {counted:.4g} for a token's forward pass, as in the smoke run, found {says} in scoring; "
-        "what differs on a GPU is chosen by prepare.machine()"
+        f"FLOPs: expected {counted:.4g} for a token's forward pass, as in the smoke run, found {says} in scoring{hint}"
     )
 
 

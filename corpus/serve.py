@@ -48,9 +48,8 @@ class Feeder:
         self.noise = np.random.default_rng(spec["seed"])
         self.logged = 0  # bytes
         self.described: Any = None
-        self.forward_flop_per_token: float | None = None
+        self.rehearsed: dict[str, float | None] = {}
         self.startup_flop: float | None = None
-        self.shapes_mb: float | None = None
         self.clock = Clock(Budget.parse(spec["budget"]), Allowance(), spec.get("flop_per_token"))
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], Tokens | None]:
@@ -72,8 +71,7 @@ class Feeder:
             case "started":
                 self.startup_flop = count(request["startup_flop"] or 1)  # one that computes nothing is told of, too
             case "rehearsed":
-                self.forward_flop_per_token = count(request["forward_flop_per_token"])
-                self.shapes_mb = count(request["shapes_mb"]) if "shapes_mb" in request else None
+                self.rehearsed = _rehearsed(request)
             case "log":
                 self._log(request["row"])
             case other:
@@ -125,12 +123,19 @@ class Feeder:
             "startup_seconds": None if clock.started is None else clock.started - clock.opened,
             "sealed_after": late,
             "described": self.described,
-            "forward_flop_per_token": self.forward_flop_per_token,
             "startup_flop": self.startup_flop,
-            "shapes_mb": self.shapes_mb,
             "deadline": clock.budget.deadline(clock.seconds()),
             "sha256": sha256(Path(self.spec["checkpoint"])) if self.described and self.spec.get("checkpoint") else None,
+            **self.rehearsed,
         }
+
+
+def _rehearsed(request: dict[str, Any]) -> dict[str, float | None]:
+    """FLOPs of a forward pass; of a look with shapes only also what it would hold, MiB. None: unknown."""
+    if not request.get("shapes"):
+        return {"forward_flop_per_token": count(request["forward_flop_per_token"])}
+    told = ("forward_flop_per_token", "shapes_mb")
+    return {name: None if request[name] is None else count(request[name]) for name in told}
 
 
 def _receive_file(path: str | None, size: int, chunks: Iterator[bytes]) -> None:

@@ -7,9 +7,11 @@ would return; here it is written down besides how much memory they would hold.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 import weakref
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +20,10 @@ from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-GUESSED = "shapes only: this depends on a number that is not there"
+GUESSED = "shapes only: this depends on a number, or on a device, that is not there"
+# What torch says of a FakeTensor where a tensor would do, and of a GPU where there is none: not the script's fault.
+_OURS = re.compile(r"fake|subclass|meta|NYI|implement|data.?p(oin)?t|cuda|nvidia|\bgpu|device|backend|driver", re.I)
+_TORCH = str(Path(torch.__file__).parent)
 _UNKNOWABLE = (
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
@@ -30,23 +35,26 @@ class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """peak: the most bytes that storages held at one time, of code that is not compiled.
 
     A script that asks a tensor for a number gets 1, or False; from there on its ways are made up, and the log says
-    GUESSED. So it does where a shape depends on numbers, which ends the run.
+    GUESSED. So it does where a shape depends on numbers, which ends the run. guesses: how many.
+    fused: that all attention was; a CPU's is not with dropout or a learned bias, where a GPU's is.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: dict[int, int] = {}  # bytes of the storages that are alive, by address
-        self.held = self.peak = 0
+        self.held = self.peak = self.guesses = 0
+        self.fused = True
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if op is torch.ops.aten._local_scalar_dense.default:
-            print(GUESSED, flush=True)
-            return False if args[0].dtype == torch.bool else 1
         try:
             made = op(*args, **(kwargs or {}))
         except _UNKNOWABLE:
+            self.guesses += 1
             print(GUESSED, flush=True)
-            raise
+            if op is not torch.ops.aten._local_scalar_dense.default:
+                raise
+            return False if args[0].dtype == torch.bool else 1
+        self.fused = self.fused and op is not torch.ops.aten._safe_softmax.default
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 self._hold(tensor.untyped_storage())
@@ -78,6 +86,8 @@ def shapes_only() -> Held:
 
 def _own_frames(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A traceback without torch's own dozens of frames below the script's."""
-    own = [frame for frame in traceback.extract_tb(trace) if "/torch/" not in frame.filename]
+    if _OURS.search(f"{kind.__name__}: {error}"):
+        print(GUESSED, flush=True)
+    own = [frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith(_TORCH)]
     lines = [*traceback.format_list(own), *traceback.format_exception_only(kind, error)]
     print("Traceback (most recent call last):\n" + "".join(lines), end="", file=sys.stderr)

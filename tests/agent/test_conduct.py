@@ -83,6 +83,7 @@ def at_top(code: str) -> str:
         ("p = prepare\np.TIME_BUDGET = '1h'", "prepare-rebound"),
         ("print(prepare)", "prepare-rebound"),
         ("feed.progress = 0.0", "prepare-rebound"),
+        ("print(prepare.SHAPES)", "prepare-private"),
         ("prepare._serve()", "prepare-private"),
         ("from prepare import evaluate_bpb", "prepare-private"),
         ("feed._link", "prepare-private"),

@@ -24,7 +24,7 @@ REAL = (ROOT / "train.py").read_text()
 SLOT = Slot(0, "local", {"OMP_NUM_THREADS": "1"})
 WIDTH = ("BATCH = 8\n", "BATCH = 8\nWIDTH = 512 if prepare.machine().type == 'cuda' else 16\n")
 WIDE = (WIDTH, ("config.vocab_size, 16)", "config.vocab_size, WIDTH)"), ("nn.Linear(16,", "nn.Linear(WIDTH,"))
-LOOKED = Pace(smoke=5, memory=1.0)
+LOOKED = Pace(smoke=5, memory_mb=1.0, peak_mb=1.0)
 
 
 def candidate(*edits: tuple[str, str], text: str = TINY) -> Candidate:
@@ -120,9 +120,62 @@ def test_what_only_numbers_can_tell_stays_unknown(data: Path, tmp_path: Path, ed
 
 
 @pytest.mark.slow
-def test_a_number_that_is_asked_for_is_made_up(data: Path, tmp_path: Path) -> None:
-    clipped = candidate((STEP, f"{STEP}        lr = 0.1 if loss.item() > 3 else 0.2\n"))
-    assert smoke_test(data).of(clipped, tmp_path / "smoke", "60s", SLOT).flop_per_token == 6 * 16 * 257
+@pytest.mark.parametrize(
+    "line", ["lr = 0.1 if loss.item() > 3 else 0.2", "print(f'{loss:.4f}') if batch.inputs.numpy().any() else None"]
+)
+def test_a_number_that_is_asked_for_costs_nobody_a_trial(data: Path, tmp_path: Path, line: str) -> None:
+    asks = candidate((STEP, f"{STEP}        {line}\n"))
+    found = smoke_test(data).of(asks, tmp_path / "smoke", "60s", SLOT)
+    assert found.flop_per_token in (6 * 16 * 257, None)
+
+
+@pytest.mark.slow
+def test_a_forward_pass_that_asks_for_numbers_is_not_compared(data: Path, tmp_path: Path) -> None:
+    """A constant is no guess."""
+    forward = "return self.head(self.table(idx))"
+    asks = candidate((forward, f"assert torch.tensor(3).item() == 3\n        n = int(idx.max())\n        {forward}"))
+    found = smoke_test(data).of(asks, tmp_path / "seconds", "60s", SLOT)
+    assert (found.flop_per_token, found.forward_flop_per_token) == (6 * 16 * 257, None)
+    with pytest.raises(SmokeError, match="only numbers could tell what its forward pass costs"):
+        smoke_test(data).of(asks, tmp_path / "flop", "1e9flop", SLOT)
+
+
+@pytest.mark.slow
+def test_memory_of_attention_that_only_a_gpu_fuses_is_unknown(data: Path, tmp_path: Path) -> None:
+    forward = "return self.head(self.table(idx))"
+    drops = "x = self.table(idx)[:, None]\n        F.scaled_dot_product_attention(x, x, x, dropout_p=0.1)\n        "
+    found = smoke_test(data).of(candidate((forward, drops + forward)), tmp_path / "smoke", "60s", SLOT)
+    assert found.flop_per_token
+    assert found.memory_mb is None
+
+
+@pytest.mark.slow
+def test_an_old_prepare_cannot_look(data: Path, tmp_path: Path) -> None:
+    test = smoke_test(data)
+    old = test.fixed["prepare.py"].replace('TRIAL.get("shapes")', "False").replace('TRIAL.get("machine")', "False")
+    test = replace(test, fixed={"prepare.py": old})
+    found = test.of(candidate(), tmp_path / "seconds", "60s", SLOT)
+    assert (found.flop_per_token, found.memory_mb) == (None, None)
+    with pytest.raises(SmokeError, match="older than this overnight"):
+        test.of(candidate(), tmp_path / "flop", "1e9flop", SLOT)
+
+
+@pytest.mark.slow
+def test_a_start_up_that_computes_is_refused_also_where_nothing_can_be_looked_at(data: Path, tmp_path: Path) -> None:
+    paced = replace(LOOKED, startup_flop=1.0)
+    busy = candidate(
+        ("    step = 0", "    x = torch.ones(999, 999) @ torch.ones(999, 999)\n    step = 0"), UNKNOWABLE[0]
+    )
+    with pytest.raises(SmokeError, match=r"^start-up computes 1.99e\+09 FLOPs before the first batch"):
+        smoke_test(data, paced).of(busy, tmp_path / "real", "60s", SLOT)
+    there = candidate(
+        (
+            "    step = 0",
+            f"    n = 999 * ({ONLY_THERE}) + 1\n    x = torch.ones(n, n) @ torch.ones(n, n)\n    step = 0",
+        )
+    )
+    with pytest.raises(SmokeError, match=r"^start-up computes 2e\+09 FLOPs before the first batch"):
+        smoke_test(data, paced).of(there, tmp_path / "there", "60s", SLOT)
 
 
 @pytest.mark.slow
@@ -136,6 +189,7 @@ def test_an_estimate_means_what_the_baseline_was_found_to_take(data: Path, tmp_p
     hungry = candidate((STEP, f"        held = torch.empty((60 if {ONLY_THERE} else 1) << 27)\n{STEP}"))
     found = smoke_test(data).of(hungry, tmp_path / "fits", "60s", SLOT)
     assert found.memory_mb == pytest.approx(60 * 1024, rel=0.01)  # two of 30 GiB while the second is made
-    with pytest.raises(SmokeError, match=r"^it takes 92\d\d\d MB of memory, 73728 MB are there: make it smaller$"):
-        smoke_test(data, Pace(smoke=5, memory=1.5)).of(hungry, tmp_path / "large", "60s", SLOT)
-    assert smoke_test(data, Pace(smoke=5)).of(hungry, tmp_path / "unknown", "60s", SLOT).memory_mb
+    with pytest.raises(SmokeError, match=r"^it takes 92\d\d\d MB of memory, 81920 MB are there: make it smaller$"):
+        smoke_test(data, Pace(5, memory_mb=1000, peak_mb=1500)).of(hungry, tmp_path / "large", "60s", SLOT)
+    as_the_baseline = Pace(5, memory_mb=60_000, peak_mb=90_000)
+    assert smoke_test(data, as_the_baseline).of(hungry, tmp_path / "as-large", "60s", SLOT).memory_mb

@@ -284,9 +284,8 @@ def test_an_estimate_of_memory_is_measured_on_the_baseline(bench: Bench) -> None
     metrics = Metrics(1.0, 300.0, 330.0, 45_000.0, 40.0, 500.0, 953, 50.3, 8)
     trained = Run(42, "300s", Execution(Ending.EXITED, 0, None, 310.0, 1000.0, log, 0.0), metrics, "")
     gpu = replace(bench, cell=replace(bench.cell, machine=replace(probe(), device="cuda")))
-    assert gpu.paced(smoke, trained).pace == Pace(9.0, 310.0, 20.0, 0.0, 45 / 80)
-    assert gpu.paced(replace(smoke, memory_mb=None), trained).pace.memory is None
-    assert bench.paced(smoke, trained).pace.memory is None
+    assert gpu.paced(smoke, trained).pace == Pace(9.0, 310.0, 20.0, 0.0, 80_000.0, 45_000.0)
+    assert bench.paced(smoke, trained).pace.peak_mb is None
     assert bench.paced(None, trained).pace == Pace(train=310.0)
 
 
