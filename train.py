@@ -350,7 +350,7 @@ ADAM_EPS = 1e-10  # https://arxiv.org/abs/1412.6980; far below its 1e-8, for emb
 def orthogonalise(g: Tensor) -> Tensor:
     """g: (K, m, n) -> (K, m, n), close to U Vᵀ of each matrix's SVD, by odd polynomials: matrix products only."""
     wide = g.size(-2) <= g.size(-1)
-    x = g.bfloat16() if ON_GPU else g
+    x = g.bfloat16() if g.is_cuda else g
     x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)  # 2 % of room below 1, as in the paper's code
     for a, b, c in POLAR_EXPRESS:

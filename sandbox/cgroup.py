@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
 ROOT = "/sys/fs/cgroup"
 GONE_SECONDS = 2.0  # that a killed process may take to leave its group
@@ -23,6 +24,16 @@ class Group:
         """The calling process, and all it will start, belong to the group."""
         for folder in self.folders:
             _write(f"{folder}/cgroup.procs", "0")
+
+    def oom_kills(self) -> int | None:
+        """How many of its processes the kernel has killed for want of memory; None where it does not say."""
+        for folder in self.folders:
+            for file in ("memory.events", "memory.oom_control"):  # version 2, version 1
+                with suppress(OSError), open(f"{folder}/{file}") as events:  # noqa: PTH123
+                    for name, _, number in (line.partition(" ") for line in events):
+                        if name == "oom_kill":
+                            return int(number)
+        return None
 
     def close(self) -> None:
         deadline = time.monotonic() + GONE_SECONDS

@@ -77,13 +77,16 @@ class Execution:
 
 @dataclass(frozen=True)
 class _Report:
-    """What the runner said last. reason: "ended", "timed_out" or "cancelled"; peak_rss: bytes."""
+    """What the runner said last. reason: "ended", "timed_out" or "cancelled"; peak_rss: bytes.
+    oom_kills: of its control group; None without one.
+    """
 
     reason: str
     returncode: int | None
     signal: int | None
     wall_seconds: float
     peak_rss: int
+    oom_kills: int | None = None
 
 
 def run(
@@ -119,7 +122,8 @@ def run(
         report = _without_report(runner.returncode, time.monotonic() - began, limits, cancel)
     if sandbox is not None and report.returncode is not None and report.returncode > SIGNALLED:
         report = replace(report, returncode=None, signal=report.returncode - SIGNALLED)
-    ending = _classify(report, tail(log), _oom_kills() > kills)
+    kills = _oom_kills() - kills if report.oom_kills is None else report.oom_kills
+    ending = _classify(report, tail(log), kills > 0)
     peak = report.peak_rss / 2**20
     return Execution(ending, report.returncode, report.signal, report.wall_seconds, peak, log, started_at)
 
@@ -211,7 +215,7 @@ def _without_report(code: int, seconds: float, limits: Limits, cancel: threading
 
 
 def _classify(report: _Report, last_lines: str, kernel_killed: bool) -> Ending:
-    """kernel_killed: the kernel has killed somebody for want of memory while this ran."""
+    """kernel_killed: the kernel has killed one of it for want of memory, or somebody where nobody knows whom."""
     if report.reason != "ended":
         return Ending(report.reason)
     if report.returncode == 0:

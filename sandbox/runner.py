@@ -280,11 +280,13 @@ def supervise(spec: Spec) -> dict[str, object]:
     watch.asked = watch.asked or os.getppid() != spec.parent  # it died before we asked to be told
     reason = watch.until_over(spec.wall)
     survivors = watch.end_all(spec.grace)
+    kills = None
     if spec.group is not None:
+        kills = spec.group.oom_kills()
         spec.group.close()
     watch.drain()
     log.close(f"\n[sandbox: not even SIGKILL ended {survivors}]\n" if survivors else "")
-    return {"reason": reason, **_how_it_ended(watch)}
+    return {"reason": reason, "oom_kills": kills, **_how_it_ended(watch)}
 
 
 def _how_it_ended(watch: Watch) -> dict[str, object]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sandbox.cgroup import available
 from sandbox.env import child_env
 from sandbox.limits import Limits
 from sandbox.process import Ending, Execution, run, tail
@@ -79,6 +82,28 @@ def test_a_kill_by_the_kernel_for_memory_is_out_of_memory(tmp_path: Path) -> Non
     wait_until(lambda: not (group / "cgroup.procs").read_text())
     group.rmdir()
     assert (execution.ending, execution.signal) == (Ending.OUT_OF_MEMORY, signal.SIGKILL)
+
+
+@linux_only
+@pytest.mark.skipif(not available(), reason="this user may not make a control group")
+def test_a_kill_by_somebody_else_is_no_want_of_memory_because_the_kernel_took_another(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """Two runs at once: one is taken by the kernel for its memory, the other one kills itself a moment later."""
+    small = Limits(wall_seconds=20, grace_seconds=0.2, resident_bytes=64 << 20)
+    taken: list[Execution] = []
+
+    def hungry() -> None:
+        command = [sys.executable, "-S", "-c", "bytearray(b'x') * (1 << 30)"]
+        taken.append(run(command, cwd=tmp_path, env=child_env(tmp_path), limits=small, log=tmp_path / "hungry.log"))
+
+    other = threading.Thread(target=hungry)
+    other.start()
+    large = replace(small, resident_bytes=4 << 30)
+    killed = runs("import os, time; time.sleep(2); os.kill(os.getpid(), 9)", limits=large)
+    other.join()
+    assert (taken[0].ending, taken[0].signal) == (Ending.OUT_OF_MEMORY, signal.SIGKILL)
+    assert (killed.ending, killed.signal) == (Ending.SIGNALLED, signal.SIGKILL)
 
 
 def test_peak_memory_counts_the_whole_tree(runs: Runs) -> None:
