@@ -466,8 +466,8 @@ def rehearse(described: dict[str, Any], weights: bytes | None) -> None:
     if SHAPES is None:
         feed.note("rehearsed", forward_flop_per_token=forward)
     else:
-        told = {"shapes_mb": peak / 2**20 if SHAPES.fused else None, "shapes": True}
-        feed.note("rehearsed", forward_flop_per_token=forward if SHAPES.guesses == guesses else None, **told)
+        known = forward if SHAPES.guesses == guesses else None
+        feed.note("rehearsed", forward_flop_per_token=known, shapes_mb=peak / 2**20 if SHAPES.fused else None)
 
 
 def score() -> None:

@@ -122,10 +122,11 @@ class SmokeTest:
     ) -> tuple[Execution, dict[str, Any], str]:
         """How they ended, what the feeder took down, and why they failed, "" if they did not."""
         limit = SMOKE_SECONDS * 6 if self.pace.smoke is None else max(SMOKE_SECONDS, 3 * self.pace.smoke)
-        spec = {"seed": 0, "budget": SMOKE_BUDGET, "smoke": True, "checkpoint": str(folder / CHECKPOINT)}
-        told = {**spec, "device": "cpu", "machine": machine, "shapes": shapes or None}
+        spec = {"seed": 0, "budget": SMOKE_BUDGET, "smoke": True, "shapes": shapes}
+        spec["checkpoint"] = str(folder / CHECKPOINT)
         beside = {SHAPES.name: SHAPES.read_text()} if shapes else {}
         files = {**candidate.sources, **self.fixed, **beside}
+        told = {**spec, "device": "cpu", "machine": machine}
         job = Job(self.task.command, files, told, log, limit, ("feed", spec))
         execution, fed = self.cell.run(job, folder, _without_gpu(eager(slot)))
         (folder / CHECKPOINT).unlink(missing_ok=True)

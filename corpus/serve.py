@@ -71,7 +71,7 @@ class Feeder:
             case "started":
                 self.startup_flop = count(request["startup_flop"] or 1)  # one that computes nothing is told of, too
             case "rehearsed":
-                self.rehearsed = _rehearsed(request)
+                self.rehearsed = _rehearsed(request, self.spec.get("shapes", False))
             case "log":
                 self._log(request["row"])
             case other:
@@ -130,11 +130,11 @@ class Feeder:
         }
 
 
-def _rehearsed(request: dict[str, Any]) -> dict[str, float | None]:
-    """FLOPs of a forward pass; of a look with shapes only also what it would hold, MiB. None: unknown."""
-    if not request.get("shapes"):
+def _rehearsed(request: dict[str, Any], shapes: bool) -> dict[str, float | None]:
+    """FLOPs of a forward pass. With shapes only, which is ours to say, also MiB held; either may be unknown."""
+    if not shapes:
         return {"forward_flop_per_token": count(request["forward_flop_per_token"])}
-    told = ("forward_flop_per_token", "shapes_mb")
+    told = [name for name in ("forward_flop_per_token", "shapes_mb") if name in request]
     return {name: None if request[name] is None else count(request[name]) for name in told}
 
 

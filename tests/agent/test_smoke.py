@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from agent.candidate import digest_of
 from agent.cell import Cell
 from agent.config import Task
 from agent.errors import SmokeError
 from agent.machine import probe
 from agent.smoke import GUESSED, Pace, SmokeTest
-from agent.values import Candidate, Proposal
+from agent.values import Candidate
 from corpus.build import prepare_data
 from sandbox.isolation import detect
 from sandbox.pool import Slot
+from tests.attacks import metric
 
 ROOT = Path(__file__).parent.parent.parent
-TINY = (ROOT / "tests" / "tiny_train.py").read_text()
+TINY = metric.TINY
 REAL = (ROOT / "train.py").read_text()
 SLOT = Slot(0, "local", {"OMP_NUM_THREADS": "1"})
 WIDTH = ("BATCH = 8\n", "BATCH = 8\nWIDTH = 512 if prepare.machine().type == 'cuda' else 16\n")
@@ -28,10 +28,7 @@ LOOKED = Pace(smoke=5, memory_mb=1.0, peak_mb=1.0)
 
 
 def candidate(*edits: tuple[str, str], text: str = TINY) -> Candidate:
-    for old, new in edits:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return Candidate(Proposal((), "x"), {"train.py": text}, "0" * 40, digest_of({"train.py": text}), "")
+    return metric.candidate(edits, text=text)
 
 
 def smoke_test(data: Path, pace: Pace = LOOKED, device: str = "cuda") -> SmokeTest:

@@ -12,33 +12,29 @@ from pathlib import Path
 
 import pytest
 
-from agent.candidate import digest_of
 from agent.cell import Cell
 from agent.config import Task
 from agent.errors import SmokeError, StateError
 from agent.machine import probe
 from agent.smoke import Pace, Smoke
 from agent.trial import Bench
-from agent.values import Candidate, Proposal, Run
+from agent.values import Candidate, Run
 from corpus.budget import Budget
 from sandbox.isolation import detect
 from sandbox.metrics import Metrics
 from sandbox.pool import Slot
 from sandbox.process import Ending, Execution
+from tests.attacks import metric
 
 ROOT = Path(__file__).parent.parent.parent
-TINY = (ROOT / "tests" / "tiny_train.py").read_text()
+TINY = metric.TINY
 SLOT = Slot(0, "local", {"OMP_NUM_THREADS": "1"})
 WITH_TIME = "import time\n\nimport torch\n"
 PER_TOKEN = 6 * 16 * 257  # FLOPs of the one matrix, forward and backward
 
 
-def candidate(*edits: tuple[str, str]) -> Candidate:
-    text = TINY
-    for old, new in edits:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return Candidate(Proposal((), "x"), {"train.py": text}, "0" * 40, digest_of({"train.py": text}), "")
+def candidate(*edits: tuple[str, str], text: str = TINY) -> Candidate:
+    return metric.candidate(edits, text=text)
 
 
 @pytest.fixture
@@ -290,8 +286,7 @@ def test_an_estimate_of_memory_is_measured_on_the_baseline(bench: Bench) -> None
 
 
 def test_the_real_script_from_its_smoke_run_to_a_score(bench: Bench, tmp_path: Path) -> None:
-    text = (ROOT / "train.py").read_text()
-    tried = Candidate(Proposal((), "baseline"), {"train.py": text}, "0" * 40, digest_of({"train.py": text}), "")
+    tried = candidate(text=(ROOT / "train.py").read_text())
     smoke = bench.smoke(tried, tmp_path / "smoke", "1e12flop", SLOT)
     assert smoke is not None
     assert smoke.flop_per_token

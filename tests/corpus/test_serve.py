@@ -69,6 +69,18 @@ def test_what_cannot_be_understood_is_answered_and_changes_nothing(data: Path, m
     assert (result["described"], result["flop_per_token"], result["tokens"]) == (None, None, 8)
 
 
+def test_what_steps_cost_is_unknown_only_where_we_look_at_shapes(data: Path) -> None:
+    """Or a run would leave the FLOPs of its forward pass out, and nothing would be compared in scoring."""
+    unknown = b'{"op": "rehearsed", "forward_flop_per_token": null, "shapes_mb": 1.5, "shapes": true}'
+    real = Talk(feed, data, {**SPEC, "smoke": True, "shapes": False})
+    assert "error" in real.ask(unknown)
+    assert not {"forward_flop_per_token", "shapes_mb"} & set(real.close())
+    look = Talk(feed, data, {**SPEC, "smoke": True, "shapes": True})
+    assert "error" not in look.ask(unknown)
+    found = look.close()
+    assert (found["forward_flop_per_token"], found["shapes_mb"]) == (None, 1.5)
+
+
 def test_a_checkpoint_that_breaks_off_leaves_nothing(data: Path, tmp_path: Path) -> None:
     talk = Talk(feed, data, {**SPEC, "checkpoint": str(tmp_path / "model")})
     talk.link.send_bytes(b'{"op": "seal", "config": {}, "bytes": 1000}')
