@@ -30,7 +30,7 @@ from sandbox.filled import Filled
 from sandbox.stage import become, stage
 from sandbox.tree import LINUX, Process, descendants, kill, processes, read_file, send
 
-SAMPLE_SECONDS = 0.2
+SAMPLE_SECONDS = (0.2, 1.0)  # between two looks at what a command has taken, at least and at most
 KILL_SECONDS = 10.0  # how long SIGKILL may take: a process inside a driver call dies only when that returns
 CHUNK = 1 << 18
 NOT_STARTED = 127  # as a shell says it
@@ -77,6 +77,15 @@ class Log:
                 view = view[os.write(self.fd, view) :]
         except OSError:  # a full disk must not end the run; what is missing is said if there is room again
             self.dropped += len(view)
+
+
+def pause(cost: float) -> float:
+    """Seconds until the next sample after one that cost that many seconds of a core: a long process table is dear.
+
+    2 % of a core are enough, unless a command could fill the machine's memory in between.
+    """
+    shortest, longest = SAMPLE_SECONDS
+    return min(max(shortest, 50 * cost), longest)
 
 
 class Watch:
@@ -148,7 +157,7 @@ class Watch:
             self.childless = True
 
     def _sample(self) -> None:
-        began = time.monotonic()
+        began = time.thread_time()
         living = self.living()
         taken = sum(row.rss for row in living) + self.filled.look(row.pid for row in living)
         self.peak_rss = max(self.peak_rss, taken)
@@ -156,8 +165,7 @@ class Watch:
             self.broken = "out_of_memory"
         elif self.tasks is not None and _too_many(living, self.tasks):
             self.broken = "signalled"
-        now = time.monotonic()
-        self.next_sample = now + max(SAMPLE_SECONDS, 50 * (now - began))  # at most 2 % of a core, if the table is long
+        self.next_sample = time.monotonic() + pause(time.thread_time() - began)
 
     def until_over(self, wall: float) -> str:
         deadline = self.started + wall

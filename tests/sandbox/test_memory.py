@@ -17,6 +17,7 @@ from sandbox.cgroup import available
 from sandbox.env import child_env
 from sandbox.limits import Limits
 from sandbox.process import Ending, Execution, run, tail
+from sandbox.runner import pause
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and a child subreaper")
 QUICK = Limits(wall_seconds=20, grace_seconds=0.2)
@@ -133,3 +134,8 @@ def test_children_offer_themselves_to_the_oom_killer_and_dump_no_core(runs: Runs
     score, limit = tail(execution.log_path).split(maxsplit=1)
     assert int(score) >= 500
     assert limit == "(0, 0)"
+
+
+@pytest.mark.parametrize(("cost", "seconds"), [(0.0, 0.2), (0.004, 0.2), (0.01, 0.5), (0.02, 1.0), (0.3, 1.0)])
+def test_no_sample_is_so_dear_that_the_next_one_comes_too_late(cost: float, seconds: float) -> None:
+    assert pause(cost) == pytest.approx(seconds)
