@@ -6,13 +6,17 @@ TAG ?= demo
 TRIALS ?= 9
 BUDGET ?= 1e12flop
 
-.PHONY: run test slow check bench attack clean
+.PHONY: run test slow check bench bench-optim attack clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: expected Python >= 3.11, found " + sys.version.split()[0] + "; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(VENV)/examples: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[examples]'
 	touch $@
 
 run: $(VENV)/installed  ## set up, make the data, run a short offline session, plot it
@@ -23,7 +27,7 @@ run: $(VENV)/installed  ## set up, make the data, run a short offline session, p
 test: $(VENV)/installed  ## everything but what is slow, needs a GPU or spends money
 	$(BIN)/python -m pytest -q -n 2 -m 'not slow and not gpu and not paid'
 
-slow: $(VENV)/installed  ## what `make test` leaves out to stay short
+slow: $(VENV)/examples  ## what `make test` leaves out to stay short
 	$(BIN)/python -m pytest -q -n 2 -m 'slow and not gpu and not paid'
 
 check: $(VENV)/installed  ## format, lint, types
@@ -39,6 +43,13 @@ bench: $(VENV)/installed  ## the quick form of the benchmarks that take minutes
 	$(BIN)/python benchmarks/check_edits.py
 	$(BIN)/python benchmarks/kill_tree.py --quick
 	$(BIN)/python -m benchmarks.train_bars --quick
+
+bench-optim: $(VENV)/installed  ## the quick form of the benchmarks of optimizers; the last needs data that `make run` prepares
+	$(BIN)/python -m benchmarks.optim_shift --quick
+	$(BIN)/python -m benchmarks.optim_forgetting --quick
+	$(BIN)/python -m benchmarks.optim_adaptive --quick
+	$(BIN)/python -m benchmarks.optim_speed --quick
+	$(BIN)/python -m benchmarks.optim_trainer --quick
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

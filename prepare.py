@@ -29,6 +29,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +81,33 @@ def machine() -> Any:
     import torch
 
     return torch.device(TRIAL["machine"]) if TRIAL.get("machine") else device()
+
+
+# Dense bfloat16 FLOP/s by device name, from the makers' data sheets.
+PEAK_FLOPS = {"B200": 2.25e15, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+
+
+def peak_flops(dtype: Any) -> float:
+    """FLOP/s of the device: from the table; on a CPU measured, in `dtype`; 0 where neither is known."""
+    import torch
+
+    if device().type == "cpu":
+        x = torch.randn(768, 768, dtype=dtype)
+        return 2 * 768**3 / min(stopwatch(lambda: x @ x) for _ in range(5))
+    name = torch.cuda.get_device_name() if device().type == "cuda" else ""
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), 0.0)
+
+
+def stopwatch(work: Callable[[], Any]) -> float:
+    """Seconds that `work` takes, on a GPU until it has finished there."""
+    import torch
+
+    wait = torch.cuda.synchronize if device().type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
 
 
 # ── the feed ──────────────────────────────────────────────────────────────────────────────────────────────────────────

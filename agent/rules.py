@@ -34,7 +34,7 @@ RULES = {
     "prepare-rebound": "`prepare` and what it gives are fixed: call them as they are, do not assign to, shadow, "
     "delete, wrap or pass them on.",
     "prepare-private": "only the public part of `prepare` may be used: `open_feed`, `log`, `finish`, `device`, "
-    "`machine`, its upper-case constants, and of the feed what its docstring names.",
+    "`machine`, `peak_flops`, `stopwatch`, its upper-case constants, and of the feed what its docstring names.",
     "seed": "seeds are the harness's business: seed generators with `SEED` from `prepare` and nothing else.",
     "seed-rebound": "`SEED` comes from `prepare` and stays what it is: do not assign to it.",
     "import": "only torch, numpy, `prepare` and harmless parts of the standard library may be imported: write what "
@@ -66,7 +66,9 @@ PROFILES = {"train": frozenset(RULES), "claimed": frozenset({"syntax", "encoding
 CONTRACT = ("GPTConfig", "build_model", "main")
 REQUIRED_CALLS = {"open_feed": "feed-missing", "log": "log-missing", "finish": "finish-missing"}
 # Public by name; upper-case constants are public too, except these: paths and settings of the harness.
-PREPARE_PUBLIC = frozenset({"open_feed", "log", "finish", "device", "machine", "Batch", "Feed"})
+PREPARE_PUBLIC = frozenset(
+    {"open_feed", "log", "finish", "device", "machine", "peak_flops", "stopwatch", "Batch", "Feed"}
+)
 FEED_HIDDEN = frozenset({"note", "seal"})  # how prepare itself talks to the harness
 PREPARE_HIDDEN = frozenset({"CACHE", "TRIAL", "BORN", "SHAPES", "STARTUP"})
 

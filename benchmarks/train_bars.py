@@ -104,7 +104,7 @@ def measure_speed(seed: int, rounds: int, steps: int = 4) -> dict[str, Any]:
     work = 6 * weights * rows * micro_steps * LENGTH
 
     def rate(flop: float, work: Callable[[], Any], times: int) -> float:
-        return flop * times / train.stopwatch(lambda: [work() for _ in range(times)])
+        return flop * times / prepare.stopwatch(lambda: [work() for _ in range(times)])
 
     def pair() -> dict[str, float]:
         return {"train": rate(work, step, steps), "matmul": rate(2 * SQUARE**3, lambda: square @ square, 3)}

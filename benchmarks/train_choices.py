@@ -32,11 +32,11 @@ PLAIN: dict[str, dict[str, Any]] = {
     "DEVICE_BATCH_SIZE 32, TOTAL_BATCH_SIZE 8192": {"DEVICE_BATCH_SIZE": 32, "TOTAL_BATCH_SIZE": 8192},
     "bfloat16": {"DTYPE": "bfloat16"},
     "torch's RMS norm": {"norm": lambda x: F.rms_norm(x, (x.size(-1),))},
-    "torch's relu, squared": {"ReluSquared": SimpleNamespace(apply=lambda x: F.relu(x).square())},
     "torch's cross entropy": {
         "CappedLoss": SimpleNamespace(apply=lambda raw, targets, cap: F.cross_entropy(train.capped(raw, cap), targets))
     },
 }
+PLAIN["torch's norm and cross entropy"] = PLAIN["torch's RMS norm"] | PLAIN["torch's cross entropy"]
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def undone(choice: str) -> Iterator[None]:
 def speed(step: Callable[[], None]) -> float:
     """Tokens a second."""
     rows, micro_steps = train.split_batch(256)
-    return STEPS * rows * micro_steps * 256 / train.stopwatch(lambda: [step() for _ in range(STEPS)])
+    return STEPS * rows * micro_steps * 256 / prepare.stopwatch(lambda: [step() for _ in range(STEPS)])
 
 
 def compare(choice: str, rounds: int) -> list[float]:

@@ -59,6 +59,29 @@ def test_a_look_at_shapes_counts_what_real_steps_count(data: Path, tmp_path: Pat
     assert replace(shapes, memory_mb=None, seconds=0.0) == replace(real, memory_mb=None, seconds=0.0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("off", "on"),
+    [
+        ("MATRIX_POLICY = {}", 'MATRIX_POLICY = {"control": {"beta2": {"poles": (0.9, 0.99), "loss_ema": 1.0}}}'),
+        ("ARS_LAW = None", "ARS_LAW = {}"),
+        ("ART_LAW = None", 'ART_LAW = {"quantile": 0.9}'),
+        ("ADAPTIVE = None", 'ADAPTIVE = {"lr": 1.0, "lr_bounds": (0.3, 2.0), "dither": True}'),
+    ],
+)
+def test_each_stabiliser_makes_its_two_steps_here_and_on_a_gpu_s_constants(
+    data: Path, tmp_path: Path, off: str, on: str
+) -> None:
+    assert REAL.count(off) == 1
+    plain, found = (
+        smoke_test(data).of(candidate(text=text), tmp_path / name, "60s", SLOT)
+        for name, text in (("plain", REAL), ("on", REAL.replace(off, on)))
+    )
+    assert GUESSED not in (tmp_path / "on" / "shapes.log").read_text()
+    assert found.flop_per_token == plain.flop_per_token
+    assert found.memory_mb is not None
+
+
 def test_the_real_script_s_gpu_constants(tmp_path: Path) -> None:
     """6 FLOPs a weight, 14 a channel and position that is seen: attention computes its scores again on the way back."""
     texts = tmp_path / "texts"
