@@ -538,8 +538,8 @@ class Carrier(torch.optim.Optimizer):
     takes_loss = True
 
     def __init__(self, base: torch.optim.Optimizer, own: nn.Module) -> None:
-        if isinstance(base, torch.optim.LBFGS):
-            raise ValueError(f"{type(self).__name__}: expected a base that uses the gradients it finds, found LBFGS")
+        if isinstance(base, torch.optim.LBFGS | type(self)):
+            raise ValueError(f"{type(self).__name__}: expected a plain first-order base, found {type(base).__name__}")
         super().__init__(base.param_groups, base.defaults)
         self.base, self.own = base, own.to(base.param_groups[0]["params"][0].device)
         self.share()

@@ -22,7 +22,6 @@ from train import step_with
 VOCAB, LENGTH, ROWS, LAYERS = 128, 64, 16, 4  # rows are LENGTH characters and the one after them
 SIZE = 2_000_000  # characters of a text, at most
 HELD = 0.1  # its end, which no training sees
-SHAKESPEARE = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinyshakespeare.txt"
 
 Draw = Callable[[int], Tensor]  # step -> rows (B, LENGTH + 1), int64
 Update = Callable[[Tensor], None]  # the loss, its gradients being there -> one step
@@ -57,19 +56,18 @@ def stdlib() -> Text:
 
 
 def read(path: Path | None) -> Text:
-    """The text file at `path`; without one Shakespeare if it is there, else the standard library."""
-    if path is None and not SHAKESPEARE.exists():
+    """The text file at `path`; without one the standard library."""
+    if path is None:
         return stdlib()
-    path = path or SHAKESPEARE
     try:
         return text_of(path.name, path.read_text(encoding="utf-8", errors="replace"))
     except OSError as error:
         sys.exit(f"--text: expected a text file, found {path}: {error.strerror}; name another one")
 
 
-def add_options(parser: argparse.ArgumentParser, steps: int, seeds: int = 3) -> None:
-    parser.add_argument("--text", type=Path, help="train on this file; default: Shakespeare, or the standard library")
-    parser.add_argument("--width", type=int, default=64)
+def add_options(parser: argparse.ArgumentParser, steps: int, seeds: int = 3, width: int = 64) -> None:
+    parser.add_argument("--text", type=Path, help="train on this file; default: Python's standard library")
+    parser.add_argument("--width", type=int, default=width)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seeds", type=int, default=seeds, help="so many, from 1")
 

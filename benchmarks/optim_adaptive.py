@@ -5,14 +5,20 @@
 SGD with momentum, AdamW, and Muon for matrices with AdamW for the rest. The learning rate of every schedule (constant,
 cosine, warm-down) is tuned on a grid with a seed of its own; adaptive control starts from the tuned constant one. Then
 all start at that rate times 0.1, 0.3, 1, 3, 10. The measure is the loss on held-out rows after the last step. Rules:
-"trend" and "blend" decide once a window, "literal" at every step, as published: see where its rate ends.
+"trend" and "blend" decide once a window, "literal" at every step, as published: see where its rate ends. Runs go side
+by side, a thread each. "in haste": short windows, long strides.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -61,7 +67,12 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress -> share of the r
     "cosine": lambda progress: FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2,
     "warm-down": lambda progress: FLOOR + (1 - FLOOR) * min(1.0, (1 - progress) / WARMDOWN),
 }
-RULES = ("trend", "blend", "literal")
+RULES: dict[str, dict[str, Any]] = {
+    "trend": {},
+    "trend, in haste": {"window": 5, "up": 1.2, "down": 0.5, "patience": 1, "cooldown": 2},
+    "blend": {"rule": "blend"},
+    "literal": {"rule": "literal"},
+}
 ROWS = (*SCHEDULES, *RULES)
 
 
@@ -90,7 +101,7 @@ def controlled(base: str, lr: float, rule: str, trace: Trace) -> charlm.Make:
         build, _, momentum = BASES[base]
         optimizers = build(model, lr)
         control = AdaptiveScheduler(
-            optimizers, model, lr=lr, momentum=momentum, lr_bounds=BOUNDS, freeze_threshold=None, rule=rule
+            optimizers, model, lr=lr, momentum=momentum, lr_bounds=BOUNDS, freeze_threshold=None, **RULES[rule]
         )
 
         def update(loss: Tensor) -> None:
@@ -104,8 +115,12 @@ def controlled(base: str, lr: float, rule: str, trace: Trace) -> charlm.Make:
     return make
 
 
-def run(text: charlm.Text, base: str, row: str, lr: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+Job = tuple[str, str, float, int]  # base, row, learning rate, seed
+
+
+def run(text: charlm.Text, args: argparse.Namespace, job: Job) -> dict[str, Any]:
     """held: nats a character on held-out rows after the last step; None: diverged."""
+    base, row, lr, seed = job
     trace: Trace = []
     make = scheduled(base, lr, row, args.steps, trace) if row in SCHEDULES else controlled(base, lr, row, trace)
     model = charlm.build(args.width, seed)
@@ -117,13 +132,14 @@ def run(text: charlm.Text, base: str, row: str, lr: float, seed: int, args: argp
     return found | final | {"rates": records.thinned([rate for rate, _ in trace], 10, 8)}
 
 
-def tune(text: charlm.Text, base: str, schedule: str, args: argparse.Namespace) -> dict[str, Any]:
+def tune(text: charlm.Text, args: argparse.Namespace, job: tuple[str, str]) -> dict[str, Any]:
     """Rates a factor of 3 apart around the middle; as long as the best is at an edge, one more beyond it."""
+    base, schedule = job
     middle = BASES[base][1]
     tried: dict[float, float] = {}
 
     def score(power: float) -> float:
-        held = run(text, base, schedule, middle * 3**power, TUNING_SEED, args)["held"]
+        held = run(text, args, (base, schedule, middle * 3**power, TUNING_SEED))["held"]
         return math.inf if held is None else held
 
     powers = [0.0] if args.quick else [-1.0, 0.0, 1.0]
@@ -137,17 +153,18 @@ def tune(text: charlm.Text, base: str, schedule: str, args: argparse.Namespace) 
 
 
 def measure(text: charlm.Text, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    runs, tuned = [], []
-    for base in BASES:
-        tuned += [tune(text, base, schedule, args) for schedule in SCHEDULES]
-        best = {found["row"]: found["lr"] for found in tuned if found["base"] == base}
-        for row in ROWS:
-            for wrong in args.wrong:
-                for seed in range(1, args.seeds + 1):
-                    lr = best.get(row, best["constant"]) * wrong
-                    found = run(text, base, row, lr, seed, args)
-                    kept = seed == 1 and wrong == 1  # the rates of one run are enough to see what a rule does
-                    runs.append({"wrong": wrong} | {k: v for k, v in found.items() if k != "rates" or kept})
+    spawn = multiprocessing.get_context("spawn")  # forks of a process that has computed with torch may hang
+    with ProcessPoolExecutor(os.cpu_count(), spawn, torch.set_num_threads, (1,)) as pool:
+        tuned = list(pool.map(partial(tune, text, args), product(BASES, SCHEDULES)))
+        best = {(found["base"], found["row"]): found["lr"] for found in tuned}
+        cases = [*product(BASES, ROWS, args.wrong, range(1, args.seeds + 1))]
+        jobs = [
+            (base, row, best.get((base, row), best[base, "constant"]) * wrong, seed) for base, row, wrong, seed in cases
+        ]
+        runs = []
+        for (_, _, wrong, seed), found in zip(cases, pool.map(partial(run, text, args), jobs), strict=True):
+            kept = seed == 1 and wrong == 1  # the rates of one run are enough to see what a rule does
+            runs.append({"wrong": wrong} | {k: v for k, v in found.items() if k != "rates" or kept})
     return {"tuned": tuned, "runs": runs}
 
 
@@ -202,7 +219,7 @@ def draw(result: dict[str, Any], args: argparse.Namespace) -> None:
 
 def options() -> argparse.Namespace:
     parser = records.options(__doc__)
-    charlm.add_options(parser, steps=600)
+    charlm.add_options(parser, steps=500, width=32)
     parser.add_argument("--wrong", type=float, nargs="+", default=list(WRONG), metavar="FACTOR")
     args = parser.parse_args()
     if args.quick:

@@ -232,9 +232,8 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     args = options()
-    here = args.text or charlm.SHAKESPEARE.exists()
     prose = "\n".join(pydoc_data.topics.topics.values())
-    a, b = charlm.read(args.text) if here else charlm.text_of("Python's documentation", prose), charlm.stdlib()
+    a, b = charlm.read(args.text) if args.text else charlm.text_of("Python's documentation", prose), charlm.stdlib()
     result = records.facts(a=a.name, b=b.name, steps=args.steps, width=args.width, lr=LR, n=args.seeds)
     result |= measure(a, b, args)
     records.save(result, args.json)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
+from tests import twins
 
 LAW = train.Laws()
 BASES = {
@@ -122,6 +123,30 @@ def test_blended_weights_shift_with_stability() -> None:
     assert law.decide(known, 1.9, 1e-4, 3.0, math.nan).lr < law.decide(known, 1.9, 1e-4, 1.0, math.nan).lr
     trough = dataclasses.replace(law, cycle=4)  # the second window is half way through it
     assert trough.decide(start, 1.9, 1e-4, math.nan, math.nan).lr < calm.lr
+
+
+@pytest.mark.parametrize("rule", ["trend", "blend"])
+@pytest.mark.parametrize("seed", range(4))
+def test_it_agrees_with_its_twin_at_every_step(rule: str, seed: int) -> None:
+    """Over losses that fall, rest, rise and break, with gradients and rewards that jump."""
+    generator = torch.Generator().manual_seed(seed)
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([p], 0.01, momentum=0.9)
+    settings = {"lr": 0.01, "momentum": 0.9, "sigma": 1e-3, "rule": rule, "window": 5}
+    control, twin = train.AdaptiveScheduler(optimizer, nn.ParameterList([p]), **settings), twins.ControlTwin(**settings)
+    level, rates = 3.0, set()
+    for step in range(1200):
+        level *= 1 + (-0.002, 0.0, 0.004, -0.001)[step // 100 % 4]
+        size = 0.3 if step % 90 < 10 else 0.01
+        loss = math.nan if step == 700 else level * (1 + size * torch.randn((), generator=generator).item())
+        norm = 5.0 if step % 70 < 5 else 1.0
+        reward = step % 55 / 10 if step % 11 == 0 else None
+        p.grad = torch.full((3,), norm / 3**0.5)
+        now = control.step(loss, reward)
+        twin.step(loss, norm, reward)
+        assert (now.lr, now.momentum, now.sigma) == pytest.approx((twin.lr, twin.momentum, twin.sigma), rel=1e-3), step
+        rates.add(round(now.lr, 7))
+    assert len(rates) > 20
 
 
 def test_the_literal_rule_is_literal() -> None:

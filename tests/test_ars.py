@@ -171,6 +171,8 @@ def test_a_law_out_of_bounds_is_refused(law: dict[str, Any], message: str) -> No
 def test_a_base_that_evaluates_by_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="found LBFGS"):
         train.ARS(torch.optim.LBFGS([nn.Parameter(torch.zeros(1))]))
+    with pytest.raises(ValueError, match="found ARS"):  # the two would share an entry of the state dict
+        train.ARS(train.ARS(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)))
 
 
 def test_settings_and_buffers_come_back_with_the_state() -> None:
@@ -289,6 +291,22 @@ def test_gradients_may_be_accumulated() -> None:
         parts.step(total)
     for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_step_makes_noise_only_where_surprises_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "MACHINE", torch.device("cuda"))  # on a CPU a step asks, which a graph cannot
+    p = nn.Parameter(torch.zeros(4000))
+    optimizer = train.ARS(torch.optim.SGD([p], 1.0), alpha=0.0, jitter_scale=0.01, window=50)
+    step, quiet, loud = torch.compile(optimizer.step), [], []
+    for loss in walk("swing", 80):
+        before, p.grad = p.detach().clone(), torch.zeros_like(p)
+        step(loss=torch.tensor(loss))
+        (loud if optimizer.own.signals[2] < 0.5 else quiet).append((p - before).std().item())
+    assert set(quiet) == {0.0}
+    assert loud == pytest.approx([0.01] * len(loud), rel=0.1)
+    assert loud
 
 
 @pytest.mark.slow

@@ -209,6 +209,19 @@ def test_traces_travel_in_the_state() -> None:
     assert other.own.settings == optimizer.own.settings
 
 
+def test_a_loss_may_be_given_in_every_way() -> None:
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = train.ARTDynamicsOptimizer([p], 6, lr=0.1)
+    found = []
+    for given in ((1.5,), (None, None), (lambda: torch.tensor(1.5),)):
+        p.grad = torch.ones(3)
+        found.append(optimizer.step(*given))
+    p.grad = torch.ones(3)
+    found.append(optimizer.step(loss=1.5))
+    assert found == [1.5, None, 1.5, 1.5]
+    assert p.tolist() == pytest.approx([-0.4] * 3, rel=0.05)
+
+
 def test_generation_may_recall() -> None:
     torch.manual_seed(0)
     model = train.build_model(tiny()).eval()

@@ -331,8 +331,29 @@ def test_a_step_does_not_stop_a_gpu(name: str) -> None:
     for step in range(12):
         for p in params:
             p.grad = torch.randn_like(p)
+        loss = torch.full((), 3.0, device="cuda")
         torch.cuda.set_sync_debug_mode("error" if step > 8 else "default")
         try:
-            train.step_with(optimizer, torch.full((), 3.0, device="cuda"))
+            train.step_with(optimizer, loss)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_memory_and_control_do_not_stop_a_gpu() -> None:
+    """Control reads once a window, which is longer than this."""
+    params = [nn.Parameter(p.detach().cuda()) for p in parameters()]
+    optimizer, memory = torch.optim.AdamW(params, fused=True), train.ARTMemory(4, quantile=0.5, recycle=True).cuda()
+    control = train.AdaptiveScheduler(optimizer, nn.ParameterList(params), lr=0.01, window=100)
+    for step in range(12):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        loss, x = torch.full((), 3.0, device="cuda"), torch.randn(6, 4, device="cuda")
+        torch.cuda.set_sync_debug_mode("error" if step > 8 else "default")
+        try:
+            optimizer.step()
+            control.step(loss)
+            memory.loss(x)
+            memory.learn(x)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -7,6 +7,7 @@ the parameters; `step(grads, loss)` moves them.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -173,6 +174,69 @@ class LiteralTwin:
             factor = 1.02 if loss < self.last else 0.8
             self.base.lr = min(max(self.base.lr * factor, self.bounds[0]), self.bounds[1])
         self.last = loss
+
+
+class ControlTwin:
+    """Adaptive control over the list of a window's losses: lr, momentum and sigma by the rules trend and blend."""
+
+    def __init__(self, lr: float, momentum: float, sigma: float, rule: str, window: int, kappa: float = 3.0) -> None:
+        self.lr, self.momentum, self.sigma, self.rule = lr, momentum, sigma, rule
+        self.window, self.kappa = window, kappa
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.reward = self.told = self.mean = self.variance = self.usual = math.nan
+        self.gained = False
+        self.behind = self.held = self.count = 0
+
+    def step(self, loss: float, norm: float, reward: float | None = None) -> None:
+        self.losses.append(loss)
+        self.norms.append(norm)
+        self.told = self.told if reward is None else reward
+        if len(self.losses) == self.window:
+            self.decide()
+            self.losses, self.norms, self.told = [], [], math.nan
+
+    def decide(self) -> None:
+        self.count += 1
+        held, self.held = self.held, max(0, self.held - 1)
+        if not all(math.isfinite(loss) for loss in self.losses):
+            self.lr = max(0.8 * self.lr, 1e-6)
+            self.sigma, self.held, self.behind = self.sigma / 2, 4, 0
+            return
+        mean, norm, usual = statistics.fmean(self.losses), statistics.fmean(self.norms), self.usual
+        variance = statistics.variance(self.losses) / mean**2
+        self.usual = norm if math.isnan(usual) else 0.9 * usual + 0.1 * norm
+        last, was, self.mean, self.variance = self.mean, self.variance, mean, variance
+        gain = self.told - self.reward
+        self.reward = self.reward if math.isnan(self.told) else self.told
+        if math.isnan(last):
+            return
+        won, band = (last - mean) / abs(mean), self.kappa * math.sqrt(variance / self.window)
+        twice, self.behind = self.behind > 0, self.behind + 1 if won < -band else 0
+        loud = variance > 4 * was
+        if (won < -band and twice) or loud:
+            self.momentum = 1 - (1 - self.momentum) / 0.95
+        elif gain > 0 or (won > band and self.gained):
+            self.momentum = 1 - (1 - self.momentum) * 0.95
+        self.gained = won > 0
+        if won < -band or loud:
+            self.sigma /= 2
+        elif won <= band:
+            self.sigma *= 1.1
+        self.sigma, self.momentum = min(self.sigma, 1e-2), max(self.momentum, 0.0)
+        if not held:
+            self.move(won > band, math.log(1 - 0.2 / (1 + 10 * variance)), was, loud, norm > 2 * usual)
+
+    def move(self, better: bool, drop: float, was: float, loud: bool, steep: bool) -> None:
+        falls = self.behind >= 2
+        change = drop if falls else math.log(1.02) if better else 0.0
+        if self.rule == "blend":
+            w = was / (was + self.variance)
+            cycle = math.log(1.02) * math.cos(2 * math.pi * self.count / 40)
+            change = max(drop, w * (change + cycle) + (1 - w) * (drop * loud + drop * steep))
+        self.lr = min(max(self.lr * math.exp(change), 1e-6), 5e-2)
+        if falls:
+            self.held, self.behind = 4, 0
 
 
 class ResonanceTwin:
