@@ -1,7 +1,6 @@
 """Trains one GPT on one device and hands it to the harness: `python train.py`. The one file the agent edits.
 
-Sections: constants, model, optimizers, schedules, speed, training. Importing this file has no effect. Data, seed,
-budget and scoring belong to `prepare.py`; a run ends when the feed says so, and progress is a share of its budget.
+Importing it has no effect. Data, seed, budget and scoring belong to `prepare.py`; a run ends when the feed says so.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ WARMDOWN_RATIO = 0.5  # range: 0.2..1.0
 FINAL_LR_FRAC = 0.0  # range: 0.0..0.2
 MOMENTUM_WARMUP_RATIO = 0.2  # range: 0.0..0.5
 # Stabilisers. None: off, else settings; docs/optimizers says what they did and did not do.
-MATRIX_POLICY = {}  # fields of MatrixPolicy
+MATRIX_POLICY = {}  # fields of MatrixPolicy; {}: plain Muon
 ARS_LAW = None  # arguments of ARS
 ART_LAW = None  # arguments of ARTMemory
 ADAPTIVE = None  # arguments of AdaptiveScheduler, whose lr here is a factor on the schedule's
@@ -387,6 +386,8 @@ class MatrixPolicy(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = {f.name: f.metadata.get("allowed") for f in fields(self)}
+        for name, value in (("control", self.control), ("normalisers", self.normalisers)):
+            check("MatrixPolicy", f"type of {name}", type(value), dict)
         for name, value in self.normalisers.items():
             check("MatrixPolicy", "normaliser", name, *SENSORS)
             check("MatrixPolicy", f"normaliser of {name}", value, 1e-8, 1e8)
@@ -395,8 +396,9 @@ class MatrixPolicy(Checked):
             wired = {"beta2": self.beta2, "trust_mix": self.trust != "none", "clip_threshold": self.clip != "none"}
             wired |= {"orthogonal_mix": self.orthogonalisation != "none", "update_multiplier": True}
             check("MatrixPolicy", "actuator (of what is switched on)", actuator, *(a for a in ACTUATORS if wired[a]))
-            check("MatrixPolicy", f"number of poles of {actuator}", len(law.get("poles", ())), 2, 2)
-            for pole in law["poles"]:
+            poles = law["poles"] if isinstance(law.get("poles"), list | tuple) else ()
+            check("MatrixPolicy", f"number of poles of {actuator}", len(poles), 2, 2)
+            for pole in poles:
                 check("MatrixPolicy", f"pole of {actuator}", pole, *allowed[actuator])
             for name in law.keys() - {"poles"}:
                 check("MatrixPolicy", f"coefficient of {actuator}", name, "bias", *SENSORS)
@@ -532,14 +534,14 @@ class Settings(nn.Module):  # plain values by name, saved with the buffers
 
 class Carrier(torch.optim.Optimizer):
     """An optimizer around a base: parameters, groups and state are the base's, `own` is what it adds to them.
-    Hooks, LR schedulers, GradScaler, copies and pickles work. The state dict is the base's with one entry more, named
-    after the class: own's buffers and settings. `step(loss)`, `step(loss=loss)` or `step(closure)`."""
+    LR schedulers, GradScaler, copies, pickles and hooks (of loading: they may look) work. The state dict is the base's
+    and an entry named after the class, own's buffers and settings. `step(loss)`, `step(loss=loss)`, `step(closure)`."""
 
     takes_loss = True
 
     def __init__(self, base: torch.optim.Optimizer, own: nn.Module) -> None:
-        if isinstance(base, torch.optim.LBFGS | type(self)):
-            raise ValueError(f"{type(self).__name__}: expected a plain first-order base, found {type(base).__name__}")
+        if not isinstance(base, torch.optim.Optimizer) or isinstance(base, torch.optim.LBFGS | type(self)):
+            raise ValueError(f"{type(self).__name__}: expected a first-order optimizer, found {type(base).__name__}")
         super().__init__(base.param_groups, base.defaults)
         self.base, self.own = base, own.to(base.param_groups[0]["params"][0].device)
         self.share()
@@ -553,15 +555,18 @@ class Carrier(torch.optim.Optimizer):
         return {"base": self.base, "own": self.own, **shared}
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | self.base.state_dict() | {type(self).__name__: self.own.state_dict()}
+        self.share()
+        return self.base.state_dict() | super().state_dict() | {type(self).__name__: self.own.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if (name := type(self).__name__) not in state_dict:
             raise ValueError(f"{name}: expected a state dict with an entry {name!r}, found {sorted(state_dict)}")
-        self.own.load_state_dict(state_dict[name])  # first, as it may refuse
-        super().load_state_dict(state_dict)  # for the hooks
-        self.base.load_state_dict(state_dict)
-        self.share()
+        try:  # what refuses comes first
+            super().load_state_dict(state_dict)
+            self.own.load_state_dict(state_dict[name])
+            self.base.load_state_dict(state_dict)
+        finally:
+            self.share()
 
     def evaluate(self, closure: Any, loss: Any) -> Tensor:
         """The loss as () float32 on the device, from a closure, a float or a tensor."""
@@ -596,10 +601,10 @@ class Resonance(Settings):
         law, finite, before = self.settings, loss.isfinite(), self.surprises
         known = torch.arange(-len(self.losses), 0, device=loss.device) >= -self.seen
         mean = (self.losses * known).sum() / known.sum().clamp_min(1)
-        surprise = torch.where(finite & (self.seen >= 2), (loss - mean).abs().clamp_max(1e15), 0.0)
+        apart, dust = (loss - mean).abs().clamp_max(1e15), 1e-6 * loss.abs() if law["scaled"] else 0.0  # of rounding
+        surprise = torch.where(finite & (self.seen >= 2) & (apart > dust), apart, 0.0)
         recent = torch.where(finite, torch.cat((before[1:], surprise[None])), before)
-        seen = self.seen + finite
-        off = recent - recent.mean()
+        off, seen = recent - recent.mean(), self.seen + finite
         power, unit = off.square().sum(), recent.square().sum().clamp_min(1e-20) if law["scaled"] else 1.0
         full = (seen >= len(recent)) & (power >= 1e-8 * unit)
         rho = torch.where(full, (off[:-1] * off[1:]).sum() / power, 0.0)
@@ -661,8 +666,6 @@ class ARS(Carrier):
 
 
 # --- end optional ---
-
-
 # --- optional: adaptive resonance memory (switch: ART_LAW) ---
 class ARTMemory(Settings):
     """Prototypes ("traces") of hidden states. https://doi.org/10.1016/0893-6080(91)90056-B, docs/optimizers/art.md.
@@ -676,9 +679,10 @@ class ARTMemory(Settings):
         lam: float = 0.01,
     ) -> None:  # fmt: skip
         check("ARTMemory", "coding", coding, "complement", "raw")
-        limits = (("vigilance", vigilance, -1), ("eta", eta, 0), ("quantile", 0 if quantile is None else quantile, 0))
-        for name, value, low in limits:
-            check("ARTMemory", name, value, low, 1)
+        limits = {"vigilance": (vigilance, -1, 1), "eta": (eta, 0, 1), "quantile": (quantile or 0, 0, 1)}
+        limits |= {"max_traces": (max_traces, 1, 1e6), "creations": (creations, 0, 1e6)}
+        for name, bounds in (limits | {"alpha": (alpha, 0, 1e6), "lam": (lam, 0, 1e6)}).items():
+            check("ARTMemory", name, *bounds)
         law = {"eta": eta, "alpha": alpha, "quantile": quantile, "creations": creations, "recycle": recycle}
         super().__init__(**law, coding=coding, lam=lam)
         self.register_buffer("traces", torch.zeros(max_traces, 2 * dim if coding == "complement" else dim))
@@ -715,9 +719,9 @@ class ARTMemory(Settings):
         apart = self.traces[index] - coded
         if self.settings["coding"] == "complement":
             apart = apart.relu() * 2**0.5  # w1 - a in one half, a - (1 - w2) in the other, of which one is positive
-        apart = torch.where(hits, apart.square().mean(-1), 0.0)
-        self.last.copy_(torch.stack((torch.where(hits[-1], index[-1], -1).float(), match[-1], apart[-1].detach())))
-        return self.settings["lam"] * apart.sum() / hits.sum().clamp_min(1)
+        apart = torch.where(hits, apart.square().mean(-1), 0.0).sum() / hits.sum().clamp_min(1)
+        self.last.copy_(torch.stack((torch.where(hits[-1], index[-1], -1).float(), match[-1], apart.detach())))
+        return self.settings["lam"] * apart
 
     @torch.no_grad()
     def learn(self, x: Tensor) -> None:
@@ -768,14 +772,14 @@ class ARTDynamicsOptimizer(Carrier):
     def step(self, closure: Any = None, hidden: Tensor | None = None, *, loss: Any = None) -> Any:
         """A gradient step, and one of the traces where there are hidden states. Returns the loss, if it was given."""
         self.share()
-        loss = closure if loss is None else loss
+        loss = loss if closure is None else closure
         loss = self.base.step(loss) if callable(loss) else self.base.step() or loss
         if hidden is not None:
             self.own.learn((hidden[:, -1] if hidden.dim() == 3 else hidden).detach())
         return loss
 
     def describe(self, step: int, ce: float) -> str:
-        """A line for a log; trace -1: the last input of `art_loss` resonated with none."""
+        """A line for a log. ART: mean square distance; trace and match: of the last input, -1 if it fits none."""
         trace, match, distance = self.own.last.tolist()
         return f"Step {step} | CE={ce:.4f} | ART={distance:.4f} | Resonated Trace={trace:.0f} | Sim={match:.4f}"
 
@@ -794,8 +798,6 @@ def generate(model: GPT, idx: Tensor, count: int, memory: ARTMemory | None = Non
 
 
 # --- end optional ---
-
-
 # --- optional: adaptive control (switch: ADAPTIVE) ---
 @dataclass(frozen=True)
 class Snapshot:
@@ -819,7 +821,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Laws(Checked):
-    """How a snapshot leads to the next. patience, cooldown and cycle count windows. docs/optimizers/adaptive.md."""
+    """How a snapshot leads to the next. patience, cooldown, cycle, probe count windows. docs/optimizers/adaptive.md."""
 
     lr_bounds: tuple[float, float] = (1e-6, 5e-2)
     mu_bounds: tuple[float, float] = (0.0, 0.999)
@@ -834,6 +836,7 @@ class Laws(Checked):
     patience: int = within(2, 1, 1e6)
     cooldown: int = within(4, 0, 1e6)
     cycle: int = within(40, 1, 1e6)
+    probe: int = within(10, 1, 1e6)
 
     def ema(self, before: float, now: float) -> float:
         """The running mean with one value more; one that is no number is left out."""
@@ -854,7 +857,7 @@ class Laws(Checked):
         trend, gain = (was.loss - loss) / max(abs(loss), 1e-30), now.reward - was.reward
         band = 0.0 if self.rule == "literal" else self.kappa * math.sqrt(variance / self.window)
         better, worsens = trend > band, trend < -band
-        noisy = (worsens and was.worse > 0) or variance > 4 * was.variance
+        noisy = (worsens and was.trend < 0) or variance > 4 * was.variance
         steady = not noisy and (gain > 0 or (better and was.trend > 0))
         mu = 1 - (1 - was.momentum) * (1 / 0.95 if noisy else 0.95 if steady else 1)
         sigma = was.sigma * (0.5 if worsens or noisy else 1.0 if better else 1.1)
@@ -884,23 +887,22 @@ def clip(value: float, bounds: tuple[float, float]) -> float:
 
 class AdaptiveScheduler(Settings):
     """Sets lr, momentum and dither of optimizers by what their losses say, and freezes parameters at rest.
-    After `optimizer.step()` and before `zero_grad()`: `snap = step(loss, reward=None)`; one host read a window, two
-    where it freezes. Groups keep their lr's ratios. factor: lr is for the caller to put on a schedule; no group is
-    touched. freeze_threshold: of the running norm of a parameter's gradient; the frozen ones train for a step every
-    `probe` windows, to see. dither: each step adds noise of sigma times a parameter's RMS. laws: fields of Laws."""
+    After `optimizer.step()`, before `zero_grad()`: `snap = step(loss, reward=None)`, one host read a window, two where
+    it freezes. Groups keep their lr's ratios. factor: lr is for the caller's schedule, no group is touched. dither:
+    noise each step, sigma times a parameter's RMS. freeze_threshold: of the running norm of a parameter's gradient; the
+    frozen train for a step every `probe` windows. laws: fields of Laws."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], model: nn.Module, lr: float = 5e-4,
         momentum: float = 0.9, sigma: float = 1e-3, lr_bounds: tuple[float, float] = (1e-6, 5e-2),
         mu_bounds: tuple[float, float] = (0.0, 0.999), sigma_bounds: tuple[float, float] = (0.0, 1e-2),
         ema_beta: float = 0.9, freeze_threshold: float | None = 1e-4, *, factor: bool = False, dither: bool = False,
-        probe: int = 10, **laws: Any,
+        **laws: Any,
     ) -> None:  # fmt: skip
-        check("adaptive control", "lr in its bounds,", lr, *lr_bounds)
-        check("adaptive control", "momentum in its bounds,", momentum, *mu_bounds)
-        check("adaptive control", "sigma in its bounds,", sigma, *sigma_bounds)
         law = asdict(Laws(lr_bounds, mu_bounds, sigma_bounds, ema_beta, **laws))
-        fixed = {"law": law, "threshold": freeze_threshold, "factor": factor, "dither": dither, "probe": probe}
+        for name, value in (("lr", lr), ("mu", momentum), ("sigma", sigma)):
+            check("adaptive control", f"{name} in its bounds,", value, *law[f"{name}_bounds"])
+        fixed = {"law": law, "threshold": freeze_threshold, "factor": factor, "dither": dither}
         now = {"now": asdict(Snapshot(lr, momentum, sigma)), "steps": 0, "reward": math.nan}
         super().__init__(**fixed, **now, probing=False, frozen=[])
         self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
@@ -922,7 +924,7 @@ class AdaptiveScheduler(Settings):
         if self.observe(torch.as_tensor(loss, device=norm.device).float().reshape(()), norm, reward):
             self.control()
             if own["threshold"] is not None:
-                self.freeze(probing=self.now.windows % own["probe"] == 0)
+                self.freeze(probing=self.now.windows % own["law"]["probe"] == 0)
         for p in (p for p in self.tuned if own["dither"] and p.requires_grad):
             p.add_(torch.randn_like(p) * (p.square().mean().sqrt() * self.now.sigma))
         return self.now
@@ -967,7 +969,8 @@ class AdaptiveScheduler(Settings):
     def freeze(self, probing: bool) -> None:
         """Parameters at rest, never all, train no more, or all do where probing. Optimizers keep their state."""
         norms = self.norms.tolist()
-        limit = min(self.settings["threshold"], max((norm for norm in norms if norm == norm), default=0.0))
+        moving = [norm for norm, p in zip(norms, self.tuned, strict=True) if p.grad is not None and norm == norm]
+        limit = min(self.settings["threshold"], max(moving, default=0.0))
         for i in self.settings["frozen"] if probing else ():
             self.norms[i] = torch.nan  # what it measures from now on counts
         self.hold([] if probing else [i for i, norm in enumerate(norms) if norm < limit], probing)
@@ -1009,8 +1012,6 @@ class OnlineAdaGrad(Online):
 
 
 # --- end optional ---
-
-
 ARSOptimizer = ARS
 # AdamW in one pass over memory; SparseAdam moves only the rows that a batch touched, their moments included.
 OPTIMIZERS = {"muon": Muon, "adamw": partial(torch.optim.AdamW, eps=ADAM_EPS, fused=True)}
@@ -1100,7 +1101,6 @@ def flex_masks(config: GPTConfig) -> dict[int, BlockMask]:
 
 
 # --- end optional ---
-
 
 # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -84,6 +84,7 @@ def test_momentum_rises_with_reward_and_steady_gain_and_falls_with_noise() -> No
     assert after(2.0, 1.9, 1.8).momentum == pytest.approx(up)
     assert after(2.0, 2.2).momentum == 0.9
     assert after(2.0, 2.2, 2.4).momentum == pytest.approx(down)
+    assert after(2.0, 2.2, 2.4, law=dataclasses.replace(LAW, patience=1)).momentum == pytest.approx(down)
     start = after(2.0)
     now = LAW.decide(dataclasses.replace(start, reward=1.0), 2.0, 1e-4, math.nan, 2.0)
     assert (now.reward, now.reward_trend) == (2.0, 1.0)
@@ -193,6 +194,7 @@ def test_a_start_out_of_bounds_is_refused() -> None:
         ({"down": 1.5}, "down"),
         ({"window": 1}, "window"),
         ({"kappa": -1}, "kappa"),
+        ({"probe": 0}, "probe"),
     ],
 )
 def test_a_law_out_of_bounds_is_refused(law: dict[str, Any], message: str) -> None:
@@ -414,6 +416,20 @@ def test_the_last_one_is_never_frozen() -> None:
     control = train.AdaptiveScheduler(optimizer, model, window=2, freeze_threshold=1e9)
     fit(model, optimizer, control, data, 10)
     assert [p.requires_grad for p in model.parameters()].count(True) == 1
+
+
+def test_the_last_one_that_trains_is_never_frozen() -> None:
+    """The norm of one that has no gradient any more, once large, does not stand for the others."""
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([first, second], 0.01)
+    control = train.AdaptiveScheduler(optimizer, nn.ParameterList([first, second]), window=2, freeze_threshold=0.5)
+    for step in range(20):
+        loss = first.square().sum() if step < 4 else 0.01 * second.square().sum()
+        loss.backward()
+        optimizer.step()
+        control.step(loss)
+        optimizer.zero_grad()
+    assert second.requires_grad
 
 
 def test_what_the_user_froze_stays_frozen() -> None:

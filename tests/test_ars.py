@@ -32,7 +32,7 @@ def walk(kind: str, n: int = 140) -> list[float]:
     if kind == "gaps":
         return [math.nan if i % 7 == 3 else math.inf if i % 11 == 5 else 3 + 0.1 * x for i, x in enumerate(noise)]
     if kind == "flat":
-        return [2.5] * n
+        return [2.3] * n  # whose mean is rounded
     return [3 + 0.1 * x + (2.0 if i >= 70 else 0.0) for i, x in enumerate(noise)]
 
 
@@ -171,6 +171,8 @@ def test_a_law_out_of_bounds_is_refused(law: dict[str, Any], message: str) -> No
 def test_a_base_that_evaluates_by_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="found LBFGS"):
         train.ARS(torch.optim.LBFGS([nn.Parameter(torch.zeros(1))]))
+    with pytest.raises(ValueError, match="found generator"):
+        train.ARS(nn.Linear(1, 1).parameters())
     with pytest.raises(ValueError, match="found ARS"):  # the two would share an entry of the state dict
         train.ARS(train.ARS(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)))
 
@@ -234,6 +236,28 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
         optimizer.load_state_dict(other.state_dict())
     assert optimizer.base.param_groups is optimizer.param_groups
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_groups_that_do_not_fit_change_nothing() -> None:
+    two = train.ARS(torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)], 0.1), alpha=1.0)
+    one = train.ARS(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), alpha=2.0)
+    two.step(3.0)
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        one.load_state_dict(two.state_dict())
+    assert (one.own.settings["alpha"], one.own.seen.item()) == (2.0, 0)
+
+
+def test_a_hook_may_change_what_is_saved() -> None:
+    optimizer = train.ARS(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1))
+    optimizer.register_state_dict_post_hook(lambda _, state: state | {"note": 1})
+    assert optimizer.state_dict()["note"] == 1
+
+
+def test_rounding_is_no_surprise() -> None:
+    optimizer = train.ARS(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), scaled=True)
+    for _ in range(60):
+        optimizer.step(2.3)
+        assert optimizer.own.signals.tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_a_sparse_row_gets_its_noise_once() -> None:

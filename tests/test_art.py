@@ -218,8 +218,18 @@ def test_a_loss_may_be_given_in_every_way() -> None:
         found.append(optimizer.step(*given))
     p.grad = torch.ones(3)
     found.append(optimizer.step(loss=1.5))
-    assert found == [1.5, None, 1.5, 1.5]
-    assert p.tolist() == pytest.approx([-0.4] * 3, rel=0.05)
+    p.grad = torch.ones(3)
+    found.append(optimizer.step(lambda: torch.tensor(2.5), loss=1.5))  # a closure is never passed over
+    assert found == [1.5, None, 1.5, 1.5, 2.5]
+    assert p.tolist() == pytest.approx([-0.5] * 3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "law", [{"max_traces": 0}, {"lam": -5}, {"alpha": -1}, {"creations": -1}, {"eta": 2}, {"coding": "half"}]
+)
+def test_a_memory_out_of_bounds_is_refused(law: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"ARTMemory: expected {next(iter(law))}"):
+        train.ARTMemory(4, **law)
 
 
 def test_generation_may_recall() -> None:

@@ -42,7 +42,9 @@ class MuonTwin:
         self.s = {"nesterov": True, "placement": "before", "orthogonalisation": "polar_express", "ns_steps": 5}
         self.s |= {"orthogonal_mix": 1.0, "beta2": 0.95, "trust": "none", "trust_low": 0.1, "trust_high": 10.0}
         self.s |= {"trust_mix": 1.0, "update_multiplier": 1.0, "clip": "none", "clip_threshold": 1.0}
-        self.s |= {"decay": "cautious"} | settings
+        self.s |= {"decay": "cautious", "sharpness": 1.0, "ema_beta": 0.9, "control": {}, "normalisers": {}} | settings
+        self.fixed, self.limits = self.s, dict.fromkeys(range(len(self.params)), self.s["clip_threshold"])
+        self.past: list[dict[str, Any]] = [{"means": {}, "seen": {}} for _ in self.params]
         self.momentum = [torch.zeros_like(p) for p in self.params]
         self.second: list[Any] = [None] * len(self.params)
 
@@ -69,8 +71,34 @@ class MuonTwin:
         out = torch.stack(scaled, 0 if m >= n else 1)
         return out * (u.norm() / out.norm())
 
-    def update(self, i: int, g: Tensor) -> Tensor:
-        s = self.s
+    def sense(self, i: int, g: Tensor, loss: float) -> dict[str, float]:
+        """Running means, plain ones at first; what is not known yet, or infinite, is left out."""
+        past, found = self.past[i], {"loss_ema": loss, "grad_norm_ema": g.norm().item()}
+        if "loss" in past:
+            found["loss_improvement_ema"] = past["loss"] - loss
+            found["grad_alignment_ema"] = ((g * past["g"]).sum() / (g.norm() * past["g"].norm())).item()
+            found["update_ratio_ema"] = past["ratio"]
+        for name, value in found.items():
+            if math.isfinite(value):
+                seen = past["seen"][name] = past["seen"].get(name, 0) + 1
+                rate, mean = max(1 - self.s["ema_beta"], 1 / seen), past["means"].get(name, 0.0)
+                past["means"][name] = mean + rate * (value - mean)
+        past |= {"loss": loss, "g": g}
+        return {"step_fraction": 0.0, **past["means"]}
+
+    def actuate(self, sensors: dict[str, float]) -> dict[str, float]:
+        found = {}
+        for name, law in self.fixed["control"].items():
+            drive = law.get("bias", 0.0)
+            for sensor, value in sensors.items():
+                drive += law.get(sensor, 0.0) * value / self.fixed["normalisers"].get(sensor, 1.0)
+            low, high = law["poles"]
+            found[name] = low + (high - low) / (1 + math.exp(-self.fixed["sharpness"] * drive))
+        return found
+
+    def update(self, i: int, g: Tensor, loss: float) -> Tensor:
+        s = self.s = self.fixed | self.actuate(self.sense(i, g, loss))
+        self.limits[i] = s["clip_threshold"]
         u = self.carry(i, g) if s["placement"] == "before" else g
         u = self.direct(u)
         u = self.carry(i, u) if s["placement"] == "after" else u
@@ -86,18 +114,20 @@ class MuonTwin:
         return u
 
     def step(self, grads: Sequence[Tensor | None], loss: float) -> None:
-        updates = {i: self.update(i, g.double()) for i, g in enumerate(grads) if g is not None}
+        updates = {i: self.update(i, g.double(), loss) for i, g in enumerate(grads) if g is not None}
         if self.s["clip"] == "global_norm":
             squares = sum((u * u).sum().item() for u in updates.values())
             size = math.sqrt(squares / sum(min(u.shape) for u in updates.values()))
-            updates = {i: u * min(1.0, self.s["clip_threshold"] / size) for i, u in updates.items()}
+            updates = {i: u * min(1.0, self.limits[i] / size) for i, u in updates.items()}
         for i, u in updates.items():
             w, rate = self.params[i], self.s["weight_decay"]
             for r in range(w.size(0)):
                 for c in range(w.size(1)):
                     pulls = {"none": False, "decoupled": True, "cautious": (u[r, c] * w[r, c]).item() > 0}
                     u[r, c] += rate * w[r, c] if pulls[self.s["decay"]] else 0.0
-            self.params[i] = w - self.s["lr"] * math.sqrt(max(1.0, w.size(0) / w.size(1))) * u
+            step = self.s["lr"] * math.sqrt(max(1.0, w.size(0) / w.size(1))) * u
+            self.past[i]["ratio"] = (step.norm() / w.norm()).item()
+            self.params[i] = w - step
 
 
 class AdamTwin:
@@ -185,7 +215,7 @@ class ControlTwin:
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.reward = self.told = self.mean = self.variance = self.usual = math.nan
-        self.gained = False
+        self.gained = self.lost = False
         self.behind = self.held = self.count = 0
 
     def step(self, loss: float, norm: float, reward: float | None = None) -> None:
@@ -212,13 +242,13 @@ class ControlTwin:
         if math.isnan(last):
             return
         won, band = (last - mean) / abs(mean), self.kappa * math.sqrt(variance / self.window)
-        twice, self.behind = self.behind > 0, self.behind + 1 if won < -band else 0
+        self.behind = self.behind + 1 if won < -band else 0
         loud = variance > 4 * was
-        if (won < -band and twice) or loud:
+        if (won < -band and self.lost) or loud:
             self.momentum = 1 - (1 - self.momentum) / 0.95
         elif gain > 0 or (won > band and self.gained):
             self.momentum = 1 - (1 - self.momentum) * 0.95
-        self.gained = won > 0
+        self.gained, self.lost = won > 0, won < 0
         if won < -band or loud:
             self.sigma /= 2
         elif won <= band:
@@ -263,6 +293,7 @@ class ResonanceTwin:
         if finite and len(self.losses) >= 2:
             recent = self.losses[-self.history :]
             surprise = abs(loss - sum(recent) / len(recent))
+            surprise = 0.0 if self.scaled and surprise <= 1e-6 * abs(loss) else surprise
         if finite:
             self.losses.append(loss)
             self.surprises.append(surprise)
