@@ -5,8 +5,8 @@
 Two measurements in one process, everything in turn, so that all see the same machine. The optimizer alone: fixed
 gradients, seconds of `step` with ARS less those of the base. Whole steps: forward, backward and `step`; there a share
 of a percent drowns in the noise of a busy machine, so the bar is judged by the first over the median of a whole plain
-step. The twin is the law over Python lists, `.item()`, and a loop over the parameters. On a GPU what is timed ends with
-a wait for the device.
+step. The twin is the law over Python lists, `.item()`, and a loop over the parameters. "Guard closed" is the step that
+also draws noise, for losses whose surprises repeat. On a GPU what is timed ends with a wait for the device.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ LAWS: dict[str, dict[str, Any]] = {
     "ARS, no jitter": {"jitter_scale": 0.0},
     "ARS, scaled, relative jitter": {"scaled": True, "relative_jitter": True},
     "ARS on the update": {"on": "update"},
+    "ARS, guard closed": {"window": 8},
 }
+CLOSED = "ARS, guard closed"
 TWIN = "slow twin"
 NAMES = (PLAIN, *LAWS, TWIN)
 
@@ -118,16 +120,17 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, dict[str, list[
     names = [name for name in NAMES if name in (PLAIN, "ARS", TWIN)]
     loss = bench.backward()
     grads = [p.grad.clone() for p in bench.model.parameters()]
-    losses = loss + 0.01 * torch.randn(args.rounds + 2, device=bench.device)  # a gate that is not always open
+    losses = loss + 0.01 * torch.randn(args.rounds + 12, device=bench.device)  # a gate that is not always open
+    swinging = loss + 0.01 * torch.tensor([0.0, 1.0, 0.0, -1.0], device=bench.device)  # surprised every other time
     alone: dict[str, list[float]] = {name: [] for name in NAMES}
     for turn, now in enumerate(losses):
         for name in NAMES[:: 1 if turn % 2 else -1]:
-            alone[name].append(bench.alone(name, now, grads))
+            alone[name].append(bench.alone(name, swinging[turn % 4] if name == CLOSED else now, grads))
     whole: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(args.whole_rounds + 1):
         for name in names[:: 1 if turn % 2 else -1]:
             whole[name].append(bench.whole(name, 10 if bench.device.type == "cuda" else 1))
-    cut = {"alone": {name: values[2:] for name, values in alone.items()}}  # the first ones warm up
+    cut = {"alone": {name: values[12:] for name, values in alone.items()}}  # warm by then
     return cut | {"whole": {name: values[1:] for name, values in whole.items()}}
 
 
