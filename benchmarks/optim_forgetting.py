@@ -211,7 +211,7 @@ def draw(result: dict[str, Any], args: argparse.Namespace) -> None:
             left.scatter([run["b_after"] for run in runs], [forgotten(run) for run in runs], **style)
         left.set(xlabel="loss on B after B (nats a character)", ylabel="loss on A: after B less before B (nats)")
         left.set_title("forgetting: lower left is better", fontsize=10)
-        left.legend(fontsize=6.5, frameon=False)
+        left.legend(fontsize=6.5, frameon=False, ncols=2, loc="center", bbox_to_anchor=(0.5, 0.55))
         names = list(dict.fromkeys(row["score"] for row in result["novelty"]))
         places = [names.index(row["score"]) for row in result["novelty"]]
         right.scatter([row["auc"] for row in result["novelty"]], places, color=records.COLOURS[2], marker="o")
