@@ -214,7 +214,7 @@ def draw(result: dict[str, Any], args: argparse.Namespace) -> None:
             above.set_ylim(top=min(above.get_ylim()[1], math.log(charlm.VOCAB)))  # worse than guessing: not shown
             above.set_title(base, fontsize=10)
             below.set(yscale="log", xlabel="step", ylabel="learning rate, from × 1")
-        axes[0, 0].legend(fontsize=7, frameon=False)
+        axes[0, 0].legend(fontsize=7, frameon=False, loc="upper left")
 
 
 def options() -> argparse.Namespace:
