@@ -83,7 +83,7 @@ if MACHINE.type != "cuda":  # the same knobs for small machines
 
 # ── model ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-GATE_INPUTS = 32  # channels a value gate looks at
+GATE_INPUTS = 32  # range: fixed; channels a value gate looks at
 NGRAM_PRIMES = (1, 36313, 27191, 51749)  # hash multipliers by distance: odd, so that each permutes the residues
 ON_GPU = MACHINE.type == "cuda"  # where torch's own kernels are faster than ours
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -218,3 +218,10 @@ def test_the_real_training_script(device: str) -> None:
                     values[constant.name] = int(value) if isinstance(constant.value, int) else value
         after = edited(TRAIN, rewrite(TRAIN, device, values))
         assert {constant.name: constant.value for constant in find(after, device) if constant.range} == values
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_real_script_s_knobs_say_their_ranges(device: str) -> None:
+    """None is one by accident: a literal above the first definition counts as one, unless its range is fixed."""
+    assert [constant.name for constant in find(TRAIN, device) if constant.range and not constant.stated] == []
+    assert sum(constant.range is not None for constant in find(TRAIN, device)) == {"cpu": 20, "cuda": 21}[device]
