@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent import patch
@@ -204,6 +204,7 @@ def test_random_edits_equal_direct_construction(data: st.DataObject, newline: st
 TEXT = st.text(alphabet="ab1.= \n", max_size=40)
 
 
+@example("1 ", "1\n")
 @given(TEXT, st.text(alphabet="ab1.= \n", min_size=1, max_size=6))
 def test_never_applies_where_it_is_ambiguous(source: str, search: str) -> None:
     """Whatever is applied stood at one place only, letter for letter or but for blanks at line ends."""
@@ -217,7 +218,8 @@ def test_never_applies_where_it_is_ambiguous(source: str, search: str) -> None:
     assert source.startswith(result[:start])
     gone = source[start : len(source) - len(tail)]
     bare = [line.rstrip() for line in search.split("\n")]
-    assert gone == search or [line.rstrip() for line in gone.split("\n")][: len(bare)] == bare or gone + "\n" == search
+    ends = ([line.rstrip() for line in text.split("\n")][: len(bare)] for text in (gone, gone + "\n"))
+    assert gone == search or bare in ends
 
 
 @given(TEXT, TEXT)
