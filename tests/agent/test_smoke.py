@@ -72,13 +72,15 @@ def test_a_look_at_shapes_counts_what_real_steps_count(data: Path, tmp_path: Pat
 def test_each_stabiliser_makes_its_two_steps_here_and_on_a_gpu_s_constants(
     data: Path, tmp_path: Path, off: str, on: str
 ) -> None:
-    assert REAL.count(off) == 1
+    assert REAL.count(off) == REAL.count(" = 524288") == 1
+    real = REAL.replace(" = 524288", " = 16384")  # two micro steps of these short rows instead of 64
     plain, found = (
         smoke_test(data).of(candidate(text=text), tmp_path / name, "60s", SLOT)
-        for name, text in (("plain", REAL), ("on", REAL.replace(off, on)))
+        for name, text in (("plain", real), ("on", real.replace(off, on)))
     )
-    assert GUESSED not in (tmp_path / "on" / "shapes.log").read_text()
-    assert found.flop_per_token == plain.flop_per_token
+    guesses = [(tmp_path / name / "shapes.log").read_text().count(GUESSED) for name in ("plain", "on")]
+    assert guesses == [1, 1]  # the loss that the last step reports
+    assert found.flop_per_token == pytest.approx(plain.flop_per_token, rel=1e-3)  # a memory multiplies a little
     assert found.memory_mb is not None
 
 
