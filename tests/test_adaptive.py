@@ -383,6 +383,32 @@ def test_what_is_at_rest_freezes_and_revives_without_losing_state(base: str) -> 
     assert control.now.pct_frozen == 0
 
 
+def test_it_drives_and_freezes_a_sparse_table() -> None:
+    torch.manual_seed(0)
+    busy, rests = (nn.Embedding(8, 4, sparse=True) for _ in range(2))
+    tables = nn.ModuleList((busy, rests))
+    optimizer = train.OPTIMIZERS["sparse_adam"](tables.parameters(), lr=0.01)
+    control = train.AdaptiveScheduler(optimizer, tables, lr=0.02, window=3, freeze_threshold=0.1, probe=5, ema_beta=0.5)
+    at, seen = torch.tensor([0, 0, 3]), []
+    for step in range(60):
+        gain = 1.0 if step < 3 or step >= 45 else 0.0
+        loss = (busy(at) - 5).square().mean() + gain * (rests(at) - 5).square().mean()
+        loss.backward()
+        optimizer.step()
+        control.step(loss)
+        optimizer.zero_grad()
+        seen.append(rests.weight.requires_grad)
+        if step == 36:
+            still, state = rests.weight.detach().clone(), optimizer.state[rests.weight]["exp_avg"].clone()
+        if step == 38:
+            assert torch.equal(rests.weight, still)
+            assert torch.equal(optimizer.state[rests.weight]["exp_avg"], state)
+    assert seen[0]
+    assert not all(seen)
+    assert seen[-1]
+    assert optimizer.param_groups[0]["lr"] == control.now.lr != 0.02
+
+
 def test_freezing_saves_the_work_of_the_backward_pass() -> None:
     model, _, control, train_on = frozen_world("sgd")
 

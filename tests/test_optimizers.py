@@ -309,9 +309,10 @@ def test_no_number_is_read_on_the_host(name: str, monkeypatch: pytest.MonkeyPatc
     optimizer = CASES[name].make(params)
     world = run(CASES[name], params, optimizer, 12)
     world.set_gradients()
-    loss = torch.tensor(world.loss(3))
-    with NoSync():
+    loss, before = torch.tensor(world.loss(3)), params[0].detach().clone()
+    with NoSync():  # raises where one is
         train.step_with(optimizer, loss)
+    assert not torch.equal(params[0], before)
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -330,6 +331,7 @@ def test_what_depends_on_no_number_runs_with_shapes_only(name: str, monkeypatch:
             control.step(torch.empty(()))
             memory.loss(torch.empty(6, 4))
             memory.learn(torch.empty(6, 4))
+    assert control.settings["steps"] == 4
 
 
 @pytest.mark.gpu
@@ -339,7 +341,7 @@ def test_a_step_does_not_stop_a_gpu(name: str) -> None:
     case = CASES[name]
     if case.sparse or "online" in name or "scaled" in name:
         pytest.skip("sparse gradients and the literal rule read numbers at every step")
-    optimizer = case.make(params)
+    optimizer, before = case.make(params), params[0].detach().clone()
     for step in range(12):
         for p in params:
             p.grad = torch.randn_like(p)
@@ -349,6 +351,7 @@ def test_a_step_does_not_stop_a_gpu(name: str) -> None:
             train.step_with(optimizer, loss)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert not torch.equal(params[0], before)
 
 
 @pytest.mark.gpu
@@ -369,3 +372,5 @@ def test_memory_and_control_do_not_stop_a_gpu() -> None:
             memory.learn(x)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert control.settings["steps"] == 12
+    assert memory.uses.sum() > 0
