@@ -20,7 +20,6 @@ from sandbox.env import own
 from sandbox.library import cover
 from sandbox.stage import STAGE
 
-UID = 62000  # without an account: systemd keeps 61184 to 65519 for services it makes up
 WORK = "/trial"  # where the command finds itself
 # Folders of a system's libraries and programs; on most systems all but the first are links into it.
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
@@ -130,22 +129,20 @@ class Sandbox:
 class Put:
     """How the runner starts a command, in a sandbox where one is given: a context, for the descriptors it holds open.
 
-    places: folders inside that are memory. stage, uid: what the runner shows to an unprivileged bubblewrap, and the
-    user that this is, when we are root. A sandbox begun by root would have root's files and /proc/sys at its feet,
-    whatever user it shows inside.
+    places: folders inside that are memory. stage: when we are root, what the runner shows to a bubblewrap that it
+    starts as another user. A sandbox begun by root would have root's files and /proc/sys at its feet, whatever user it
+    shows inside.
     """
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], sandbox: Sandbox | None) -> None:
         self.command, self.env = list(command), dict(env)
         self.stage: list[str] = []
-        self.uid: int | None = None
         self.fds: list[int] = []
         self.places: list[str] = []
         if sandbox is None:
             return
         bound, program = binds(sandbox.box), str(sandbox.program)
         if os.geteuid() == 0:
-            self.uid = UID
             self.stage = [str(sandbox.program.parents[2]), *(bind.source for bind in bound)]
             bound = [replace(bind, source=f"{STAGE}/{number}") for number, bind in enumerate(bound, 1)]
             program = f"{STAGE}/0/{sandbox.program.relative_to(sandbox.program.parents[2])}"

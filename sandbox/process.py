@@ -158,7 +158,7 @@ def _start_runner(
 
 
 def _spec(put: Put, limits: Limits, pass_fds: Sequence[int]) -> bytes:
-    spec = {"command": put.command, "env": put.env, "places": put.places, "stage": put.stage, "uid": put.uid}
+    spec = {"command": put.command, "env": put.env, "places": put.places, "stage": put.stage}
     more = {"pass_fds": list(pass_fds), "parent": os.getpid()}
     return json.dumps({**spec, **more, **asdict(limits)}).encode() + b"\n"
 

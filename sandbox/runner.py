@@ -27,7 +27,7 @@ from contextlib import suppress
 
 from sandbox.cgroup import make as make_group
 from sandbox.filled import Filled
-from sandbox.stage import become, stage
+from sandbox.stage import become_nobody_else, stage
 from sandbox.tree import LINUX, Process, descendants, kill, processes, read_file, send
 
 SAMPLE_SECONDS = (0.2, 1.0)  # between two looks at what a command has taken, at least and at most
@@ -223,7 +223,6 @@ class Spec:
         self.tasks: int | None = read["tasks"]
         self.places: list[str] = read["places"]
         self.stage: list[str] = read["stage"]
-        self.uid: int | None = read["uid"]
         self.log_bytes: int = read["log_bytes"]
         self.pass_fds: list[int] = read["pass_fds"]
         self.parent: int = read["parent"]
@@ -266,9 +265,9 @@ class Spec:
             os.close(fd)
         if self.group is not None:
             self.group.enter()
-        if self.uid is not None:
+        if self.stage:
             stage(self.stage)
-            become(self.uid, self.tasks and THREADS * self.tasks)
+            become_nobody_else(self.tasks and THREADS * self.tasks)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the last, for a change of user takes it back
 
 

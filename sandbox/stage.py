@@ -9,6 +9,8 @@ import stat
 from collections.abc import Sequence
 
 STAGE = "/mnt"  # exists on every system, and is left alone on all of this one but for the command
+# Without an account: systemd makes up users here for its services; a container seldom has any beyond 65535.
+USERS = range(61184, 65520)
 CLONE_NEWNS, MS_NOSUID, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 2, 4096, 16384, 1 << 18  # linux/sched.h, linux/mount.h
 
 
@@ -40,8 +42,9 @@ def stage(sources: Sequence[str]) -> None:
         os.close(fd)
 
 
-def become(uid: int, threads: int | None) -> None:
-    """A user without rights, of whom nothing else runs; so the number of its threads can be bounded."""
+def become_nobody_else(threads: int | None) -> None:
+    """A user without rights, of whom nothing else runs: the kernel bounds threads by user, over all its sandboxes."""
+    uid = USERS[os.getpid() % len(USERS)]
     os.setgroups([])
     os.setgid(uid)
     if threads is not None:

@@ -6,7 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -22,11 +25,19 @@ from sandbox.seccomp import MACHINES, program
 pytestmark = pytest.mark.skipif(detect().level is not Level.BWRAP, reason=f"needs bubblewrap: {detect().why}")
 
 
-def inside(tmp_path: Path, code: str, *, box: Box | None = None, seconds: float = 60.0, **bounds: int) -> Execution:
+def inside(
+    tmp_path: Path,
+    code: str,
+    *,
+    box: Box | None = None,
+    seconds: float = 60.0,
+    cancel: Event | None = None,
+    **bounds: int,
+) -> Execution:
     sandbox = Sandbox(detect().program or Path(), box or Box())
     command = [sys.executable, "-c", code]
     env, limits = {"PATH": os.environ["PATH"], "WORD": "here"}, Limits(seconds, **bounds)
-    return run(command, cwd=tmp_path, env=env, limits=limits, log=tmp_path / "log", sandbox=sandbox)
+    return run(command, cwd=tmp_path, env=env, limits=limits, log=tmp_path / "log", cancel=cancel, sandbox=sandbox)
 
 
 def test_it_holds_what_was_put_there_and_little_else(tmp_path: Path) -> None:
@@ -118,6 +129,23 @@ def test_without_a_group_processes_are_bounded(tmp_path: Path) -> None:
     done = inside(tmp_path, code, tasks=20)
     assert done.ending is Ending.SIGNALLED
     assert done.wall_seconds < 10
+
+
+def test_what_one_sandbox_has_started_is_not_counted_in_another(tmp_path: Path) -> None:
+    """The kernel counts a user's threads, wherever they run."""
+    outer, inner = tmp_path / "outer", tmp_path / "inner"
+    for folder in (outer, inner):
+        folder.mkdir()
+    code = "import threading, time\nfor _ in range(200): threading.Thread(target=time.sleep, args=(60,)).start()\n"
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        crowd = pool.submit(inside, outer, code + "print('ALL', flush=True)\n", cancel=stop, tasks=100)
+        while not crowd.done() and not ((outer / "log").exists() and "ALL" in tail(outer / "log")):
+            time.sleep(0.05)
+        alone = inside(inner, "print('started')", tasks=20)
+        stop.set()
+    assert crowd.result().ending is Ending.CANCELLED
+    assert alone.ok
 
 
 @pytest.mark.usefixtures("no_group")
