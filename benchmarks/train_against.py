@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_against OTHER.py [--rounds N] [--steps N] [--json FILE]
 
-Both files see the same random tokens, and whoever comes first in one round comes second in the next. Also says whether
-both models end with the same weights, to the bit: then the change is one of speed alone.
+Both files see the same random tokens, and whoever is built and timed first in one round comes second in the next. Also
+says whether both models end with the same weights, to the bit: then the change is one of speed alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ import train
 from benchmarks.train_bars import LENGTH, VOCAB, Noise
 
 PARTS = ("gradients", "update", "whole step")
+TURNS = 3  # that each file has in a round
 
 
 def load(path: Path) -> ModuleType:
@@ -61,15 +63,29 @@ class Side:
         self.model.zero_grad()
 
 
-def compare(here: Side, other: Side, rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds here over seconds there, of each of PARTS, a round each."""
+def compare(program: ModuleType, rounds: int, steps: int) -> tuple[dict[str, list[float]], bool]:
+    """Seconds here over seconds there, of each of PARTS, a round each; and whether the weights were always the same.
+
+    Both are made anew for each round: where their tensors lie is worth some per cent for as long as they live. The
+    first turn of each, and the first round, are there to warm up.
+    """
     ratios: dict[str, list[float]] = {part: [] for part in PARTS}
+    equal = True
     for number in range(rounds + 1):
-        order = (here, other) if number % 2 else (other, here)
-        seconds = {id(side): side.turn(number, steps) for side in order}
-        for part, ours, theirs in zip(PARTS, seconds[id(here)], seconds[id(other)], strict=True):
-            ratios[part].append(ours / theirs)
-    return {part: values[1:] for part, values in ratios.items()}  # the first round warms up
+        sides = [Side(one) for one in ((train, program) if number % 2 else (program, train))]
+        turns = [[side.turn(number + turn, steps) for side in sides] for turn in range(1 + TURNS)]
+        seconds = {
+            side.program: medians(times[1:]) for side, times in zip(sides, zip(*turns, strict=True), strict=True)
+        }
+        for part, here, there in zip(PARTS, seconds[train], seconds[program], strict=True):
+            ratios[part].append(here / there)
+        equal = equal and same(*sides)
+    return {part: values[1:] for part, values in ratios.items()}, equal
+
+
+def medians(times: Sequence[Sequence[float]]) -> list[float]:
+    """Of each of PARTS."""
+    return [statistics.median(part) for part in zip(*times, strict=True)]
 
 
 def same(here: Side, other: Side) -> bool:
@@ -87,14 +103,12 @@ def main() -> None:
     if given.rounds < 2:
         parser.error(f"expected at least two rounds, for their spread, found {given.rounds}")
     prepare.keep_memory()
-    here, other = Side(train), Side(load(given.other))
-    ratios = compare(here, other, given.rounds, given.steps)
+    ratios, equal = compare(load(given.other), given.rounds, given.steps)
     print(f"| part of a step | train.py's time over {given.other.name}'s | quartiles | n |\n|---|---|---|---|")
     for part, values in ratios.items():
         low, median, high = statistics.quantiles(values, n=4)
         print(f"| {part} | {median:.3f} | {low:.3f} – {high:.3f} | {len(values)} |")
-    equal = same(here, other)
-    print(f"weights after {(given.rounds + 1) * given.steps} steps: {'the same to the bit' if equal else 'different'}")
+    print(f"weights at the end of each round: {'the same to the bit' if equal else 'different'}")
     if given.json:
         facts = {"threads": torch.get_num_threads(), "steps": given.steps, "same_weights": equal}
         given.json.write_text(json.dumps(facts | {"ratios": ratios}, indent=1) + "\n")
