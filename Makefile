@@ -21,7 +21,7 @@ $(VENV)/examples: $(VENV)/installed
 
 run: $(VENV)/installed  ## set up, make the data, run a short offline session, plot it
 	$(BIN)/python prepare.py
-	$(BIN)/overnight run --tag $(TAG) --proposer knobs --budget $(BUDGET) --experiments $(TRIALS)
+	$(BIN)/overnight run --tag $(TAG) --proposer knobs --judge greedy --budget $(BUDGET) --experiments $(TRIALS)
 	$(BIN)/overnight replay $(TAG) --plot progress.png
 
 test: $(VENV)/installed  ## everything but what is slow, needs a GPU or spends money

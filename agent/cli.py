@@ -21,6 +21,7 @@ from agent.errors import OvernightError, StateError, UsageError, because
 from agent.folder import sessions
 from agent.ledger import incumbent
 from agent.loop import Loop
+from agent.measuring import as_text, measure, report, seeds_of
 from agent.proposers.given import Given
 from agent.reading import AsJson, Tag
 from agent.recheck import recheck
@@ -30,10 +31,12 @@ from agent.session import (
     allow_foreign,
     build_parts,
     describe,
+    first_code,
     latest_tag,
     make_bench,
     make_proposers,
     open_session,
+    write,
 )
 from agent.text import plain
 from agent.values import Outcome, Status
@@ -77,6 +80,9 @@ def run(
     base_url: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
     price: Annotated[str | None, typer.Option(help="IN,OUT[,CACHED] in USD per million tokens.")] = None,
     command: Annotated[str | None, typer.Option(help="Program of the command proposer, e.g. 'claude -p'.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="confirm: keep what fresh seeds bear out; greedy: any gain.")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="Of the knobs proposer: tpe, cmaes, random.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every first run (42).")] = None,
     from_rev: Annotated[str | None, typer.Option("--from", help="Revision a new session starts from (HEAD).")] = None,
@@ -153,6 +159,32 @@ def audit(
     if as_json_:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=1))
     raise SystemExit(1 if any(check.problem for check in checks) else 0)
+
+
+@app.command()
+def noise(
+    tag: Annotated[str | None, typer.Argument(help="Of which session; of the latest if not given.")] = None,
+    seeds: Annotated[int, typer.Option(min=0, help="How many runs, those of earlier calls included.")] = 5,
+    budget: Annotated[str | None, typer.Option(help="Budget of a session that this command begins.")] = None,
+    sandbox: Sandboxing = None,
+    as_json_: AsJson = False,
+) -> None:
+    """How much scores move when only the seed changes: train a session's first code again, pool all re-runs."""
+    repo = Repo(Path.cwd())
+    known = sessions(repo.root)
+    settings = load(repo.root, {"tag": tag or (known[0] if known else None), "budget": budget, "sandbox": sandbox})
+    session = open_session(settings, repo)
+    say = _to_stderr if as_json_ else typer.echo
+    found: dict[int, float | None] = {}
+    with session.folder.lock():
+        write(session)
+        bench, wanted = make_bench(session, repo), seeds_of(session.seed, seeds)
+        for seed, score in measure(bench, session.folder, first_code(session, repo), wanted, session.budget):
+            found[seed] = score
+            say(f"seed {seed:>10}  {'no number' if score is None else f'{score:.6f}'}")
+    facts = report(session.folder, session.facts, session.machine.device, found)
+    typer.echo(json.dumps(facts, indent=1) if as_json_ else as_text(facts))
+    raise SystemExit(1 if None in found.values() else 0)
 
 
 def _to_stderr(text: str) -> None:

@@ -19,6 +19,7 @@ PROFILES = ("train", "claimed")
 METRICS = ("val_bpb",)  # what the summary block and the referee know
 LEVELS = ("bwrap", "process")
 DIRECTIONS = ("min", "max")
+JUDGES = ("confirm", "greedy")
 KINDS: dict[str, Any] = {"experiments": int, "seed": int, "max_usd": int | float, "prices": dict} | dict.fromkeys(
     ("targets", "fixed", "command"), list | tuple | str
 )
@@ -72,6 +73,7 @@ class Settings:
     prices: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
     sampler: str = "tpe"
+    judge: str | None = None
     sandbox: str | None = None
     seed: int | None = None
     task: Task = field(default_factory=Task)
@@ -85,6 +87,8 @@ class Settings:
             raise UsageError(f"experiments: expected 0 or more, found {self.experiments}")
         if self.max_usd is not None and self.max_usd < 0:
             raise UsageError(f"max-usd: expected 0 or more, found {self.max_usd}")
+        if self.judge is not None:
+            _one_of("judge", self.judge, JUDGES)
         if self.sandbox is not None:
             _one_of("sandbox", self.sandbox, LEVELS)
         if self.until is not None:

@@ -1,7 +1,8 @@
 """Where a session's files are, and how they are read and written. The one place that knows.
 
-.overnight/<tag>/  results.tsv session.json guidance.md lock proposers/<name>/ trials/<n>/
-trials/<n>/        proposal.json prompt.txt reply.txt candidate.py diff.patch record.json runs/<k>/
+.overnight/<tag>/  results.tsv session.json guidance.md lock proposers/<name>/ trials/<n>/ noise/<seed>/
+trials/<n>/        proposal.json prompt.txt reply.txt candidate.py diff.patch finding.json record.json runs/<k>/
+                   defence/<seed>/ (runs of a kept candidate against challengers, on their seeds)
 runs/<k>/          run.log curve.jsonl execution.json metrics.json model.safetensors (kept for keeps only) work/
 """
 
@@ -17,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import StateError, because
-from agent.values import Audit, Candidate, Edit, Proposal, Purpose, Record
+from agent.values import Audit, Candidate, Edit, Finding, Proposal, Purpose, Record
 from sandbox.workspace import write_aside
 
 CHECKPOINT = "model.safetensors"
 CONFIG = "config.json"  # of the model in the checkpoint, and what it says of itself
 RUN_LOG = "run.log"
 SHAPES_LOG = "shapes.log"
+SPEC = "trial.json"  # of a run: what was asked for
+METRICS = "metrics.json"
 EXECUTION = "execution.json"  # of a run: how it ended, and what the trusted side measured
 SCORED = "nats.npy"  # of every scored token, for the audit
 
@@ -48,12 +51,14 @@ class TrialFolder:
         return self.path / "runs" / str(number)
 
     def runs(self) -> list[Path]:
-        folder = self.path / "runs"
-        return (
-            sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-            if folder.is_dir()
-            else []
-        )
+        return _numbered(self.path / "runs")
+
+    def defender(self, seed: int) -> Path:
+        return self.path / "defence" / str(seed)
+
+    def defence(self) -> list[Path]:
+        """Of the incumbent, on the seeds on which it meets its challengers."""
+        return _numbered(self.path / "defence")
 
     def write_candidate(self, candidate: Candidate, commit: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -92,6 +97,13 @@ class TrialFolder:
         diff = (self.path / "diff.patch").read_text()
         return Candidate(proposal, facts["sources"], facts["parent"], facts["digest"], diff), facts["commit"]
 
+    def write_finding(self, finding: Finding) -> None:
+        write_aside(self.path / "finding.json", json.dumps(asdict(finding)))
+
+    def finding(self) -> Finding | None:
+        facts = _read_json(self.path / "finding.json")
+        return None if facts is None else Finding(**facts | {"seeds": tuple(facts["seeds"])})
+
     def write_record(self, record: Record) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         write_aside(self.path / "record.json", json.dumps(asdict(record)))
@@ -118,9 +130,14 @@ class SessionFolder:
         return TrialFolder(self.path / "trials" / str(number))
 
     def trials(self) -> list[tuple[int, TrialFolder]]:
-        folder = self.path / "trials"
-        numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
-        return [(number, self.trial(number)) for number in numbers]
+        return [(int(path.name), TrialFolder(path)) for path in _numbered(self.path / "trials")]
+
+    def noise_run(self, seed: int) -> Path:
+        return self.path / "noise" / str(seed)
+
+    def noise(self) -> list[Path]:
+        """Runs of the code that the session began with, a seed each, made to measure noise."""
+        return _numbered(self.path / "noise")
 
     def proposer(self, name: str) -> Path:
         folder = self.path / "proposers" / name
@@ -133,7 +150,10 @@ class SessionFolder:
             return None
         runs = self.trial(record.trial or 0).runs()
         facts = _read_json(runs[-1] / "audit.json") if runs else None
-        return Audit(0, None, None, None, None, "gone") if facts is None else Audit(**facts)
+        if facts is None:
+            return Audit(0, None, None, None, None, "gone")
+        metrics = _read_json(runs[-1] / METRICS) or {}
+        return Audit(**facts | {"val_bpb": metrics.get("val_bpb")})
 
     def guidance(self) -> str:
         path = self.path / "guidance.md"
@@ -170,6 +190,12 @@ class SessionFolder:
             file.write(f"process {os.getpid()}\n")
             file.flush()
             yield
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """What is in it under a number, in their order."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from statistics import fmean
 from typing import Protocol
 
 from agent.config import Task
-from agent.values import Audit, Record, RunAgain, Status, Trial, Verdict
+from agent.noise import Noise
+from agent.values import Audit, Finding, Record, Run, RunAgain, Status, Trial, Verdict
+
+# Chosen by simulation (benchmarks/search/judge.py). RERUNS: fresh seeds at most. LEVEL: of the gain's lower bound.
+# WORTH, CLEAR: of the standard deviation of a pair, what a first run must gain to be run again, and what ends it early.
+RERUNS, LEVEL, WORTH, CLEAR = 3, 0.8, 0.5, 2.0
+SLACK, CONCESSIONS = 0.5, 1.0  # of σ: what a simpler candidate may lose, and all of them since the last gain
 
 # What a blind answer may differ from the scored one, in nats: the largest difference, and the mean with its sign. On a
 # CPU measured, in float32 and bfloat16, at 1e-6 and 1e-8 (docs/bench.md); on GPUs a guess from bfloat16's rounding,
@@ -14,38 +23,150 @@ from agent.values import Audit, Record, RunAgain, Status, Trial, Verdict
 TOLERANCE = {"cpu": (0.001, 0.000002), "cuda": (0.25, 0.005), "mps": (0.25, 0.005)}
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What a trial is up against. incumbent: its row, None for the baseline.
+
+    first: the incumbent's own score on the seed of all first runs, None where that is not known. defence: its scores on
+    fresh seeds that it was not chosen by, seed → score, None where it ended badly. simpler: the candidate has fewer
+    syntax nodes. conceded: what keeps have given away for simplicity since the last gain, 0 or more.
+    """
+
+    incumbent: Record | None
+    noise: Noise
+    first: float | None = None
+    defence: Mapping[int, float | None] = field(default_factory=dict)
+    simpler: bool = False
+    conceded: float = 0.0
+
+
 class Judge(Protocol):
-    def decide(self, trial: Trial, incumbent: Record | None) -> Verdict | RunAgain:
-        """`trial` has at least one run; `incumbent` is None for the baseline."""
+    def decide(self, trial: Trial, standing: Standing) -> Verdict | RunAgain:
+        """`trial` has at least one run."""
         ...
 
 
+@dataclass(frozen=True)
 class Greedy:
     """Better than the incumbent by any margin is kept. Simple, and fooled by noise: half of small gains are luck."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    task: Task
 
-    def decide(self, trial: Trial, incumbent: Record | None) -> Verdict | RunAgain:
-        run = trial.runs[-1]
-        if run.metrics is None:
-            return Verdict(Status.CRASH, run.failure)
-        if incumbent is not None and run.budget != incumbent.budget:
-            return Verdict(Status.DISCARD, f"budget {run.budget} is not ranked against {incumbent.budget}")
-        if incumbent is None:
-            return Verdict(Status.KEEP, "baseline")
-        return self._against(run.metrics.val_bpb, incumbent)
+    def decide(self, trial: Trial, standing: Standing) -> Verdict | RunAgain:
+        """One run is enough."""
+        return _unranked(trial, standing.incumbent) or self._against(trial, standing.incumbent)
 
-    def _against(self, value: float, incumbent: Record) -> Verdict:
-        if incumbent.val_bpb is None:
-            return Verdict(Status.KEEP, "the incumbent has no number")
-        change = f"{value - incumbent.val_bpb:+.6f} against {incumbent.val_bpb:.6f}"
-        if self.task.better(value, incumbent.val_bpb):
-            return Verdict(Status.KEEP, change)
-        return Verdict(Status.DISCARD, change)
+    def _against(self, trial: Trial, incumbent: Record | None) -> Verdict:
+        value, before = _score(trial.runs[-1]), incumbent.val_bpb if incumbent else None
+        if before is None:
+            return Verdict(Status.KEEP, "the incumbent has no number" if incumbent else "baseline")
+        status = Status.KEEP if self.task.better(value, before) else Status.DISCARD
+        return Verdict(status, f"{value - before:+.6f} against {before:.6f}")
 
 
-def confirm(keep: Verdict, audit: Audit, before: Audit | None, device: str, task: Task) -> Verdict:
+@dataclass(frozen=True)
+class Confirm:
+    """What looks like a gain has to show it again, on seeds that neither it nor the incumbent was chosen by.
+
+    The first run only picks what is worth the trouble; it is in no later number, or luck would be (the winner's curse).
+    Then both run on the same fresh seeds, RERUNS of them at most. The candidate is kept if the gain's lower bound at
+    LEVEL is above zero; if it is simpler, above -SLACK σ, while what was given away since the last gain stays within
+    CONCESSIONS σ. Looking after each seed would make luck more likely, so before the last one only a mean gain of CLEAR
+    standard deviations is kept, which luck next to never shows (Haybittle 1971, Peto et al. 1976); a mean loss ends it
+    at once, which can lose gains but not invent any. The incumbent runs once on each of its seeds, and all its
+    challengers meet it there.
+
+    seed: of the session. Fresh seeds follow from it and the incumbent, so a session that goes on draws the same.
+    """
+
+    task: Task
+    seed: int
+
+    def decide(self, trial: Trial, standing: Standing) -> Verdict | RunAgain:
+        """A verdict, or which run is wanted next."""
+        if (verdict := _unranked(trial, standing.incumbent)) is not None:
+            return verdict
+        if standing.incumbent is None or standing.incumbent.val_bpb is None:
+            return Verdict(Status.KEEP, "the incumbent has no number" if standing.incumbent else "baseline")
+        seeds = [self._fresh(standing.incumbent, number) for number in range(RERUNS)]
+        fresh = trial.runs[1:]
+        if not fresh:
+            return self._screen(trial.runs[0], standing, seeds[0])
+        met = seeds[: len(fresh)]
+        if met[-1] not in standing.defence:
+            return RunAgain(met[-1], "the incumbent on the same seed", incumbent=True)
+        theirs = [standing.defence[seed] for seed in met]
+        if None in theirs:
+            return Verdict(Status.DISCARD, f"the incumbent ended badly on seed {met[-1]}: nothing to compare with")
+        gains = [self._gain(_score(run), value) for run, value in zip(fresh, theirs, strict=True) if value is not None]
+        verdict = self._weigh(gains, tuple(met), standing)
+        return verdict or RunAgain(seeds[len(fresh)], f"{fmean(gains):+.6f} on {len(fresh)} fresh seeds so far")
+
+    def _screen(self, run: Run, standing: Standing, seed: int) -> Verdict | RunAgain:
+        """Against the incumbent's run on the same seed, where it has one: that seed may be an easy one."""
+        before = standing.incumbent.val_bpb if standing.first is None and standing.incumbent else standing.first
+        assert before is not None, "the incumbent has a number"
+        value = _score(run)
+        wanted = -_slack(standing) if standing.simpler else WORTH * standing.noise.paired.sd
+        told = f"{value - before:+.6f} against {before:.6f} in the first run"
+        if self._gain(value, before) <= wanted:
+            return Verdict(Status.DISCARD, told if wanted <= 0 else f"{told}; {wanted:.6f} better is worth another run")
+        return RunAgain(seed, told)
+
+    def _weigh(self, gains: Sequence[float], seeds: tuple[int, ...], standing: Standing) -> Verdict | None:
+        """None while another seed is to be run."""
+        paired, sigma, gain, last = (
+            standing.noise.paired,
+            standing.noise.over_seeds.sd,
+            fmean(gains),
+            len(gains) == RERUNS,
+        )
+        least = -_slack(standing) if standing.simpler else 0.0
+        error = paired.error(len(gains), LEVEL) if last else CLEAR * paired.sd
+        bound = gain - error if any(gains) else 0.0  # the same to the last digit on every seed: the same computation
+        conceded = standing.conceded + max(0.0, -gain)
+        finding = Finding(gain, bound, paired.sd, paired.dof, seeds)
+        told = f"gain {gain:+.6f} on {len(gains)} fresh seeds, at least {bound:+.6f}; sigma {sigma:.6f}"
+        if bound > 0:
+            return Verdict(Status.KEEP, told, finding)
+        if standing.simpler and bound >= least and conceded <= CONCESSIONS * sigma and last:
+            return Verdict(Status.KEEP, f"simpler: {told}", replace(finding, conceded=conceded))
+        return Verdict(Status.DISCARD, told, finding) if last or gain < least else None
+
+    def _gain(self, value: float, before: float) -> float:
+        return before - value if self.task.direction == "min" else value - before
+
+    def _fresh(self, incumbent: Record, number: int) -> int:
+        """A seed that nobody could know before, the same whenever it is asked for."""
+        name = f"{self.seed} {incumbent.trial} {incumbent.commit} {number}"
+        return int.from_bytes(sha256(name.encode()).digest()[:4], "big") % 2**31
+
+
+def _slack(standing: Standing) -> float:
+    return SLACK * standing.noise.over_seeds.sd
+
+
+def make_judge(name: str, task: Task, seed: int) -> Judge:
+    """One of JUDGES. seed: of the session."""
+    return Confirm(task, seed) if name == "confirm" else Greedy(task)
+
+
+def _score(run: Run) -> float:
+    assert run.metrics is not None, "a run without a number is a crash"
+    return run.metrics.val_bpb
+
+
+def _unranked(trial: Trial, incumbent: Record | None) -> Verdict | None:
+    """Why the last run's number, if there is one, cannot be compared."""
+    run = trial.runs[-1]
+    if run.metrics is None:
+        return Verdict(Status.CRASH, run.failure if len(trial.runs) == 1 else f"on seed {run.seed}: {run.failure}")
+    if incumbent is not None and run.budget != incumbent.budget:
+        return Verdict(Status.DISCARD, f"budget {run.budget} is not ranked against {incumbent.budget}")
+    return None
+
+
+def after_audit(keep: Verdict, audit: Audit, before: Audit | None, device: str, task: Task) -> Verdict:
     """What an audit leaves of a keep. before: the incumbent's audit, None for the baseline.
 
     Answers that differ are a reject, with both numbers. A gain that lives on the split that scores and not on the one
@@ -61,7 +182,22 @@ def confirm(keep: Verdict, audit: Audit, before: Audit | None, device: str, task
         return keep
     if before.held_bpb is None:
         return replace(keep, reason=f"{keep.reason}; the incumbent's audit is gone: its held-back score is unknown")
-    if task.better(audit.held_bpb, before.held_bpb):
+    held = _held_back(keep.finding, audit, before, task)
+    if held > (-keep.finding.sd if keep.finding and keep.finding.bound <= 0 else 0.0):
         return keep
-    gone = f"{audit.held_bpb - before.held_bpb:+.6f} on the held-back split"
+    gone = f"{0.0 + (-held if task.direction == 'min' else held):+.6f} on the held-back split"
     return Verdict(Status.DISCARD, f"{keep.reason}, but {gone}: no gain")
+
+
+def _held_back(finding: Finding | None, audit: Audit, before: Audit, task: Task) -> float:
+    """The gain on the split that was held back.
+
+    What fresh seeds have shown, less by how much more the candidate falls behind there than the incumbent does. Each
+    falls behind by the difference of one checkpoint's two scores, which the seed hardly moves; the scores it does.
+    """
+    assert audit.held_bpb is not None, "it was measured"
+    assert before.held_bpb is not None, "so was this"
+    sign = 1.0 if task.direction == "min" else -1.0
+    if finding is None or audit.val_bpb is None or before.val_bpb is None:
+        return sign * (before.held_bpb - audit.held_bpb)
+    return finding.gain - sign * ((audit.held_bpb - audit.val_bpb) - (before.held_bpb - before.val_bpb))

@@ -6,7 +6,6 @@ What a crash interrupts in between, `begin` does again from what lies on disk.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +15,16 @@ from agent import candidate as candidates
 from agent.cell import end_of
 from agent.desk import REPAIRS, Desk, Draft, Gate, Ready
 from agent.errors import SmokeError, StateError
+from agent.flight import Flight, auditing, training
 from agent.folder import CHECKPOINT, SessionFolder
 from agent.forecast import forecast
-from agent.judge import Judge, confirm
+from agent.judge import Judge, Standing, after_audit
 from agent.ledger import incumbent
 from agent.memory import CutOff, Memory
 from agent.recording import Origin, record_of, rejected
 from agent.repo import Repo, trial_ref
 from agent.smoke import Smoke
+from agent.standing import standing_of
 from agent.stops import Stop, experiments, spent
 from agent.trial import Bench
 from agent.values import (
@@ -67,25 +68,15 @@ class Parts:
     sleep: Callable[[float], None] = time.sleep
 
 
-@dataclass(frozen=True)
-class Flight:
-    """A trial on its way through the pool, and the draft it came from (None: the baseline).
-
-    keep: the verdict that is being audited, None while it trains.
-    """
-
-    trial: Trial
-    smoke: Smoke | None
-    draft: Draft | None
-    keep: Verdict | None = None
-
-
 class Loop:
     def __init__(self, parts: Parts) -> None:
         self.parts, self.bench = parts, parts.bench
         self.memory = Memory(parts.folder, parts.say)
         self.desk = Desk(parts.proposers, parts.say, self._rest)
         self.commit, self.sources = parts.base, parts.repo.read(parts.base, parts.bench.task.targets)
+        self.smokes: dict[str, Smoke | None] = {}  # by digest
+        baseline = Proposal((), BASELINE, proposer=BASELINE)
+        self.holder = Candidate(baseline, self.sources, self.commit, candidates.digest_of(self.sources), "")
         self.kept = {parts.base}  # commits that the branch may be at
         self.flights: dict[int, Flight] = {}
         self.crashed: Draft | None = None
@@ -155,23 +146,21 @@ class Loop:
             raise self.desk.refusal
         return number
 
-    def launch(self, flight: Flight, seed: int | None = None) -> None:
-        """Train it once more: with `seed` where the judge names one."""
-        trial, proposal = flight.trial, flight.trial.candidate.proposal
+    def launch(self, flight: Flight) -> None:
+        """Train it: once more, or the incumbent in its place, where the judge wants that."""
+        trial, again, proposal = flight.trial, flight.again, flight.trial.candidate.proposal
+        folder, candidate, smoke = (
+            self.parts.folder.trial(trial.number).run(len(trial.runs)),
+            trial.candidate,
+            flight.smoke,
+        )
+        now = incumbent(self.records)
+        if flight.defends and again is not None and now is not None:
+            folder, candidate = self.parts.folder.trial(now.trial or 0).defender(again.seed), self.holder
+            smoke = self._smoke(candidate, now.trial or 0)
         first = self.parts.seed if proposal.seed is None else proposal.seed
-        folder = self.parts.folder.trial(trial.number).run(len(trial.runs))
-
-        def job(slot: Slot, cancel: threading.Event) -> Outcome:
-            return self.bench.run(
-                trial.candidate,
-                folder,
-                seed=first if seed is None else seed,
-                budget=proposal.budget or self.parts.origin.budget,
-                smoke=flight.smoke,
-                slot=slot,
-                cancel=cancel,
-            )
-
+        budget = proposal.budget or self.parts.origin.budget
+        job = training(self.bench, candidate, folder, again.seed if again else first, budget, smoke)
         self.flights[self.parts.pool.submit(job)] = flight
 
     def settle(self) -> None:
@@ -183,29 +172,40 @@ class Loop:
             again = f"`overnight run --tag {self.parts.folder.tag}` runs it again"
             raise StateError(f"interrupted: trial {flight.trial.number} was abandoned; {again}")
         if isinstance(done, Audit):
-            assert flight.keep is not None, "only keeps are audited"
-            before = self.parts.folder.audit_of(incumbent(self.records))
-            self.conclude(flight, confirm(flight.keep, done, before, self.bench.machine.device, self.bench.task))
-            return
-        flight = replace(flight, trial=replace(flight.trial, runs=(*flight.trial.runs, done)))
-        decision = self.parts.judge.decide(flight.trial, incumbent(self.records))
+            self._audited(flight, done)
+        elif isinstance(done, Run):
+            self._trained(flight, done)
+
+    def _trained(self, flight: Flight, run: Run) -> None:
+        """Ask the judge."""
+        if flight.defends:
+            (run.execution.log_path.parent / CHECKPOINT).unlink(missing_ok=True)
+        else:
+            flight = replace(flight, trial=replace(flight.trial, runs=(*flight.trial.runs, run)))
+        decision = self.parts.judge.decide(flight.trial, self._standing(flight.trial.candidate))
         if isinstance(decision, RunAgain):
-            self.launch(flight, decision.seed)
+            self.parts.say(f"      trial {flight.trial.number}: {decision.reason}; next, seed {decision.seed}")
+            self.launch(replace(flight, again=decision))
         elif decision.status is Status.KEEP and self.bench.task.profile == "train":
             self.audit(replace(flight, keep=decision))
         else:
             self.conclude(flight, decision)
 
     def audit(self, flight: Flight) -> None:
-        """Before it is kept, its last run is asked again, blindly."""
-        trial = flight.trial
-        folder = self.parts.folder.trial(trial.number).run(len(trial.runs) - 1)
+        """Before it is kept, the runs that its value comes from are asked again, blindly."""
+        folder = self.parts.folder.trial(flight.trial.number).run(flight.under_audit)
+        self.flights[self.parts.pool.submit(auditing(self.bench, flight, folder))] = flight
 
-        def job(slot: Slot, cancel: threading.Event) -> Outcome:
-            found = self.bench.scorer.audit(trial.candidate, folder, slot, cancel)
-            return None if cancel.is_set() else found
-
-        self.flights[self.parts.pool.submit(job)] = flight
+    def _audited(self, flight: Flight, done: Audit) -> None:
+        """On to the next; of the last its score on the held-back split is compared, too."""
+        keep, flight = flight.keep, replace(flight, audited=flight.audited + 1)
+        assert keep is not None, "only keeps are audited"
+        before = self.parts.folder.audit_of(incumbent(self.records)) if flight.held else None
+        verdict = after_audit(keep, done, before, self.bench.machine.device, self.bench.task)
+        if verdict.status is Status.KEEP and not flight.held:
+            self.audit(flight)
+        else:
+            self.conclude(flight, verdict)
 
     def conclude(self, flight: Flight, verdict: Verdict) -> None:
         """The verdict is final: record it, let the branch follow, tell the proposer."""
@@ -213,6 +213,8 @@ class Loop:
         if draft is None:
             self._calibrate(flight)
         cost = draft.cost if draft else 0.0
+        if verdict.finding is not None:
+            self.parts.folder.trial(trial.number).write_finding(verdict.finding)
         self.memory.record(record_of(trial, verdict, incumbent(self.records), cost, self.parts.origin), trial.candidate)
         if verdict.status is Status.KEEP:
             self._follow(trial.candidate, trial.commit)
@@ -246,12 +248,10 @@ class Loop:
 
     def baseline(self) -> None:
         """The unchanged code is trial 0: what every other one is measured against."""
-        proposal = Proposal((), BASELINE, proposer=BASELINE)
-        candidate = Candidate(proposal, self.sources, self.commit, candidates.digest_of(self.sources), "")
         self.parts.repo.create_ref(trial_ref(self.parts.folder.tag, 0), self.commit)
-        self.parts.folder.trial(0).write_proposal(proposal, 0.0)
-        self.parts.folder.trial(0).write_candidate(candidate, self.commit)
-        self._run_committed(Trial(0, self.commit, candidate), None)
+        self.parts.folder.trial(0).write_proposal(self.holder.proposal, 0.0)
+        self.parts.folder.trial(0).write_candidate(self.holder, self.commit)
+        self._run_committed(Trial(0, self.commit, self.holder), None)
 
     def _go_on_from_a_crash(self) -> None:
         """A crash in the last row is told, and sent back, as if the session had not stopped behind it."""
@@ -292,7 +292,7 @@ class Loop:
                 self._follow(*found)
 
     def _follow(self, candidate: Candidate, commit: str) -> None:
-        self.commit, self.sources = commit, dict(candidate.sources)
+        self.commit, self.sources, self.holder = commit, dict(candidate.sources), candidate
         if waits := self.parts.repo.advance(self.parts.folder.tag, commit, self.kept):
             self.parts.say(waits)
         self.kept.add(commit)
@@ -314,6 +314,10 @@ class Loop:
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _standing(self, candidate: Candidate) -> Standing:
+        facts, now = self.parts.folder.session() or {}, incumbent(self.records)
+        return standing_of(self.parts.folder, facts, now, self.bench.machine.device, candidate.sources, self.sources)
+
     def history(self) -> History:
         now = incumbent(self.records)
         guidance = self.parts.folder.guidance()
@@ -331,7 +335,10 @@ class Loop:
 
     def _smoke(self, candidate: Candidate, number: int) -> Smoke | None:
         budget = candidate.proposal.budget or self.parts.origin.budget
-        return self.bench.smoke(candidate, self.parts.folder.trial(number).path / "smoke", budget, SMOKE_SLOT)
+        if candidate.digest not in self.smokes:
+            folder = self.parts.folder.trial(number).path / "smoke"
+            self.smokes[candidate.digest] = self.bench.smoke(candidate, folder, budget, SMOKE_SLOT)
+        return self.smokes[candidate.digest]
 
     def _commit(self, number: int, candidate: Candidate) -> Trial:
         tag, proposal = self.parts.folder.tag, candidate.proposal

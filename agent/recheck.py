@@ -6,15 +6,16 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from agent.candidate import digest_of
 from agent.errors import SmokeError
-from agent.folder import CHECKPOINT, CONFIG, EXECUTION, SessionFolder
-from agent.judge import confirm
+from agent.folder import CHECKPOINT, CONFIG, EXECUTION, SPEC, SessionFolder
+from agent.judge import after_audit
 from agent.ledger import kept, read
+from agent.recording import believed
 from agent.repo import Repo, trial_ref
 from agent.text import one_line
 from agent.trial import Bench
@@ -49,8 +50,13 @@ def recheck(bench: Bench, folder: SessionFolder, repo: Repo, retrain: bool) -> I
         except (SmokeError, OSError) as error:
             values, audits, problem = [], [], one_line(str(error))
         found = fmean(values) if values else None
-        again = [confirm(KEEP, audit, before, bench.machine.device, bench.task) for audit in audits]
-        problem = problem or next((verdict.reason for verdict in again if verdict != KEEP), "")
+        keep = replace(KEEP, finding=folder.trial(record.trial or 0).finding())
+        befores = [*[None] * (len(audits) - 1), before]  # what the last run was compared with when it was kept
+        again = [
+            after_audit(keep, audit, rival, bench.machine.device, bench.task)
+            for audit, rival in zip(audits, befores[-len(audits) :], strict=True)
+        ]
+        problem = problem or next((verdict.reason for verdict in again if verdict.status is not Status.KEEP), "")
         before = audits[-1] if audits else before
         runs = folder.trial(record.trial or 0).runs()
         gone = not runs or not all((run / CHECKPOINT).is_file() for run in runs)
@@ -72,7 +78,7 @@ def _measure(
     if commit is None or (record.commit or "?") != commit[:7]:
         return values, audits, f"expected commit {record.commit} under its ref, found {commit and commit[:7]}"
     candidate = _candidate(repo.read(commit, bench.task.targets), commit)
-    for run in folder.trial(number).runs() or [folder.trial(number).run(0)]:
+    for run in believed(folder.trial(number).runs()) or [folder.trial(number).run(0)]:
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
             gone = not (run / CHECKPOINT).is_file()
@@ -82,7 +88,7 @@ def _measure(
             if isinstance(score, str):
                 return values, audits, score
             values.append(score)
-            audits.append(bench.scorer.audit(candidate, scratch, SLOT, threading.Event()))
+            audits.append(replace(bench.scorer.audit(candidate, scratch, SLOT, threading.Event()), val_bpb=score))
     return values, audits, ""
 
 
@@ -99,7 +105,7 @@ def _train(bench: Bench, candidate: Candidate, record: Record, run: Path, scratc
     """With the seed of that run, where it left word of it, else the row's."""
     budget = record.budget or ""
     smoke = bench.smoke(candidate, scratch / "smoke", budget, SLOT)
-    told = run / "trial.json"
+    told = run / SPEC
     told_seed = json.loads(told.read_text())["seed"] if told.is_file() else record.seed
     seed = 42 if told_seed is None else told_seed
     done = bench.run(

@@ -11,14 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from agent.candidate import digest_of
 from agent.cell import Cell
 from agent.clients import KEYS, make_client, split_model
 from agent.clients.pricing import Price
-from agent.config import Settings, Task, load_task, stop_time
+from agent.config import JUDGES, Settings, Task, load_task, stop_time
 from agent.errors import StateError, UsageError, because
 from agent.folder import SessionFolder, sessions
-from agent.judge import Greedy
-from agent.loop import Parts
+from agent.judge import make_judge
+from agent.loop import BASELINE, Parts
 from agent.machine import Machine, probe
 from agent.proposers.command import Command
 from agent.proposers.given import NAME as GIVEN
@@ -28,7 +29,7 @@ from agent.repo import Repo, branch_ref
 from agent.smoke import Pace
 from agent.stops import Stop
 from agent.trial import Bench
-from agent.values import Outcome, Proposer
+from agent.values import Candidate, Outcome, Proposal, Proposer
 from corpus.errors import DataError
 from corpus.home import cache, data_folder, verify
 from sandbox.isolation import Isolation, Level, detect
@@ -83,6 +84,8 @@ def open_session(settings: Settings, repo: Repo) -> Session:
     folder = SessionFolder(repo.root, settings.tag or new_tag(repo.root))
     folder.create()
     facts = folder.session()
+    if facts is not None:
+        facts = {"judge": "greedy"} | facts  # what there was before one could choose
     machine = probe()
     asked = settings.sandbox or (facts or {}).get("sandbox_asked")
     isolation = _isolation(asked)
@@ -117,6 +120,7 @@ def _begin(settings: Settings, repo: Repo, machine: Machine, tag: str) -> dict[s
         "base": base,
         "task": asdict(settings.task),
         "budget": settings.budget or machine.budget,
+        "judge": settings.judge or JUDGES[0],
         "seed": DEFAULT_SEED if settings.seed is None else settings.seed,
         "data": str(data) if data else None,
         "data_id": _data_id(data),
@@ -130,6 +134,7 @@ def _refuse_others(settings: Settings, facts: Mapping[str, Any], repo: Repo, tag
     wanted = {
         "budget": settings.budget,
         "seed": settings.seed,
+        "judge": settings.judge,
         "base": repo.resolve(settings.from_rev) if settings.from_rev else None,
         "data": str(_data_folder(settings)) if settings.data else None,
     }
@@ -224,15 +229,14 @@ def build_parts(
     proposers: Sequence[Proposer],
 ) -> Parts:
     """Everything the loop runs on. From here on the session is on disk: nothing that it needs is missing."""
-    if session.folder.session() != session.facts:
-        session.folder.write_session(dict(session.facts))
+    write(session)
     bench = make_bench(session, repo)
     until = stop_time(settings.until, datetime.now()) if settings.until else None
     return Parts(
         repo=repo,
         folder=session.folder,
         bench=bench,
-        judge=Greedy(session.task),
+        judge=make_judge(session.facts["judge"], session.task, session.seed),
         proposers=proposers,
         pool=pool,
         stop=Stop(settings.experiments, until, settings.max_usd),
@@ -243,10 +247,22 @@ def build_parts(
     )
 
 
+def write(session: Session) -> None:
+    """What it was measured on is on disk before anything is measured."""
+    if session.folder.session() != session.facts:
+        session.folder.write_session(dict(session.facts))
+
+
 def make_bench(session: Session, repo: Repo) -> Bench:
     """Where the session's candidates run, with the fixed files of its base."""
     cell = Cell(session.data, session.machine, without_text(session.isolation, session.data))
     return Bench(session.task, repo.read(session.base, session.task.fixed), cell, session.pace)
+
+
+def first_code(session: Session, repo: Repo) -> Candidate:
+    """What the session began with, as something to run."""
+    sources = repo.read(session.base, session.task.targets)
+    return Candidate(Proposal((), BASELINE, proposer=BASELINE), sources, session.base, digest_of(sources), "")
 
 
 def without_text(isolation: Isolation, data: Path | None) -> Isolation:

@@ -15,7 +15,7 @@ from typing import Any
 
 from agent.cell import Cell, Job, failure_of
 from agent.config import Task
-from agent.folder import CHECKPOINT, EXECUTION, RUN_LOG
+from agent.folder import CHECKPOINT, EXECUTION, METRICS, RUN_LOG, SPEC
 from agent.machine import Machine
 from agent.scoring import BASELINE_SECONDS, Scorer
 from agent.smoke import NO_CHECKPOINT, Pace, Smoke, SmokeTest
@@ -66,7 +66,7 @@ class Bench:
         """Train `candidate` in `folder` and measure it. Whatever goes wrong is in the Run, not raised."""
         folder.mkdir(parents=True, exist_ok=True)
         spec = {"seed": seed, "budget": budget, "flop_per_token": smoke.flop_per_token if smoke else None}
-        write_aside(folder / "trial.json", json.dumps(spec | {"sandbox": self.cell.isolation.level}, indent=1))
+        write_aside(folder / SPEC, json.dumps(spec | {"sandbox": self.cell.isolation.level}, indent=1))
         limit = self.wall_limit(Budget.parse(budget))
         log = folder / RUN_LOG
         files = {"checkpoint": str(folder / CHECKPOINT), "curve": str(folder / "curve.jsonl")}
@@ -166,4 +166,4 @@ def _write_run(folder: Path, result: Run, measured: Mapping[str, Any]) -> None:
     execution = asdict(result.execution) | {"log_path": result.execution.log_path.name}
     write_aside(folder / EXECUTION, json.dumps(execution | {"measured": dict(measured)}, indent=1))
     if result.metrics is not None:
-        write_aside(folder / "metrics.json", json.dumps(asdict(result.metrics), indent=1))
+        write_aside(folder / METRICS, json.dumps(asdict(result.metrics), indent=1))

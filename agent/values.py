@@ -95,7 +95,8 @@ class Audit:
     """What asking a model again, blindly, has shown.
 
     scored, blind: mean nats of the same `probes` places, as they were scored and as they are now; worst: the largest
-    difference of both. held_bpb: score of the held-back split. problem: why there is no answer, "" when there is one.
+    difference of both. held_bpb: score of the held-back split, and val_bpb: of the split that scores, by the same
+    checkpoint. problem: why there is no answer, "" when there is one.
     """
 
     probes: int
@@ -105,6 +106,7 @@ class Audit:
     held_bpb: float | None
     problem: str = ""
     seconds: float = 0.0
+    val_bpb: float | None = None
 
 
 # What a job of a pool comes back with; None when it was called off.
@@ -113,7 +115,10 @@ Outcome = Run | Audit | None
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate being tried: its number in the session, its commit (40 hex) and the runs so far, oldest first."""
+    """A candidate being tried: its number in the session, its commit (40 hex) and the runs so far, oldest first.
+
+    The first run is on the session's seed, all others are on fresh ones.
+    """
 
     number: int
     commit: str
@@ -122,17 +127,36 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What runs of candidate and incumbent on the same fresh seeds have shown, in the metric's unit.
+
+    gain: mean over the seeds of how much better the candidate is. bound: what the gain is at least, at the judge's
+    level. sd, dof: of one seed's difference, pooled, and its degrees of freedom. conceded: what was given away for
+    simplicity since the last gain, this trial included.
+    """
+
+    gain: float
+    bound: float
+    sd: float
+    dof: float
+    seeds: tuple[int, ...]
+    conceded: float = 0.0
+
+
+@dataclass(frozen=True)
 class Verdict:
     status: Status
     reason: str
+    finding: Finding | None = None
 
 
 @dataclass(frozen=True)
 class RunAgain:
-    """The judge cannot decide yet: train the same candidate once more with this seed."""
+    """The judge cannot decide yet: train once more with this seed, the candidate or the incumbent it is up against."""
 
     seed: int
     reason: str
+    incumbent: bool = False
 
 
 @dataclass(frozen=True)

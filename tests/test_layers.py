@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "agent.facts",
         "agent.dialogue",
         "agent.judge",
+        "agent.noise",
         "agent.ledger",
         "agent.machine",
         "agent.patch",
@@ -55,7 +56,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.scoring",),
     ("agent.smoke",),
     ("agent.candidate", "agent.trial", "agent.proposers"),
-    ("agent.desk", "agent.forecast", "agent.memory", "agent.recheck"),
+    ("agent.desk", "agent.forecast", "agent.memory", "agent.recheck", "agent.reruns"),
+    ("agent.flight", "agent.measuring", "agent.standing"),
     ("agent.loop",),
     ("agent.session",),
     ("agent.reading",),
@@ -69,7 +71,7 @@ FAMILIES: tuple[set[str], ...] = (
     {"agent.preflight", "agent.conduct", "agent.facts", "agent.names", "agent.rules"},
     {"agent.prompt", "agent.clients"},
     {"agent.prompt", "agent.constants"},
-    {"agent.judge", "agent.config"},
+    {"agent.judge", "agent.config", "agent.noise"},
     {"agent.report", "agent.replay", "agent.ledger"},
 )
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent.config import Task
 from agent.folder import CHECKPOINT, SessionFolder
-from agent.judge import confirm
+from agent.judge import after_audit
 from agent.values import Audit, Record, Status, Verdict
 from benchmarks.wire_session import project
 from tests.attacks.forgeries import PEEK
@@ -109,17 +109,17 @@ def test_keeps_are_audited_and_can_be_audited_again(session: tuple[Path, Path, s
     ],
 )
 def test_what_an_audit_leaves_of_a_keep(audit: Audit, status: Status, reason: str) -> None:
-    verdict = confirm(KEEP, audit, BEFORE, "cpu", Task())
+    verdict = after_audit(KEEP, audit, BEFORE, "cpu", Task())
     assert verdict.status is status
     assert reason in verdict.reason
     worse = Audit(4096, 2.0, 2.0, 1e-6, 9.9)
-    assert confirm(KEEP, worse, None, "cpu", Task()) is KEEP  # a baseline has nothing before it
+    assert after_audit(KEEP, worse, None, "cpu", Task()) is KEEP  # a baseline has nothing before it
 
 
 def test_a_keep_after_an_incumbent_whose_audit_is_gone_says_so(tmp_path: Path) -> None:
     incumbent = Record("0" * 7, 1.9, 0.0, "keep", "baseline", trial=0)
     before = SessionFolder(tmp_path, "t").audit_of(incumbent)
-    verdict = confirm(KEEP, Audit(4096, 2.0, 2.0, 1e-6, 1.49), before, "cpu", Task())
+    verdict = after_audit(KEEP, Audit(4096, 2.0, 2.0, 1e-6, 1.49), before, "cpu", Task())
     assert verdict.status is Status.KEEP
     assert verdict.reason == "better; the incumbent's audit is gone: its held-back score is unknown"
     assert SessionFolder(tmp_path, "t").audit_of(None) is None

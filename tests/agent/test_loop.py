@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import pytest
 from agent.config import load
 from agent.errors import ProviderRefused, StateError, UsageError
 from agent.folder import SessionFolder
-from agent.judge import Judge
+from agent.judge import Judge, Standing
 from agent.ledger import Ledger
 from agent.loop import Loop
 from agent.repo import Repo
@@ -35,11 +36,18 @@ def edit(search: str, replace: str, description: str = "an idea", **more: Any) -
     return {"tool": {"description": description, "hypothesis": "h", "category": "schedule", "edits": edits}} | more
 
 
-def session(project: Path, replies: list[dict[str, Any]], judge: Judge | None = None, **flags: Any) -> tuple[str, Loop]:
+def session(
+    project: Path,
+    replies: list[dict[str, Any]],
+    judge: Judge | None = None,
+    judge_name: str = "greedy",
+    **flags: Any,
+) -> tuple[str, Loop]:
     """Run a session over scripted replies until it stops; the reason and the loop."""
     script = project.parent / "script.jsonl"
     script.write_text("".join(json.dumps(reply) + "\n" for reply in replies))
-    given = {"tag": "t", "proposer": "llm", "model": f"scripted:{script}", "budget": "10steps"} | flags
+    given = {"tag": "t", "proposer": "llm", "model": f"scripted:{script}", "budget": "10steps"}
+    given |= {"judge": judge_name} | flags
     settings, repo = load(project, given), Repo(project)
     opened = open_session(settings, repo)
     with opened.folder.lock(), LocalPool[Outcome](SLOTS) as pool:
@@ -351,7 +359,7 @@ def test_ctrl_c_while_a_model_thinks_begins_no_training_and_loses_no_answer(proj
         out, err = child.communicate(timeout=30)
     assert (child.returncode, "trial 1 is ready, not begun" in out) == (0, True), out + err
     assert [record.trial for record in rows(project)] == [0]
-    _, loop = session(project, [], experiments=1)
+    _, loop = session(project, [], judge_name="confirm", experiments=1)
     assert [record.val_bpb for record in loop.records] == [1.16, 1.01]
     assert loop.records[1].cost_usd > 0.0
 
@@ -370,16 +378,61 @@ def test_ctrl_c_twice_ends_the_wait_for_a_model(project: Path, model: str) -> No
     assert err.strip().splitlines()[-1] == "overnight: interrupted; `overnight run --tag t` goes on"
 
 
+BY_SEED = FAKE_TRAIN.replace(
+    "LR = 0.5",
+    "import json, random\nLR = 0.5\nLUCKY = False\nseed = json.load(open(os.environ['OVERNIGHT_TRIAL']))['seed']",
+).replace("numbers =", "loss += random.Random(seed).gauss(0, 0.01) - (0.2 if LUCKY and seed == 42 else 0)\nnumbers =")
+
+
+def test_a_lucky_seed_is_not_kept_and_a_small_true_gain_is(project: Path) -> None:
+    """On the session's seed one is far better; on fresh ones it is what it was. The session is left and taken up."""
+    (project / "train.py").write_text(BY_SEED)
+    commit_all(project)
+    lucky_one = edit("LUCKY = False", "LUCKY = True")
+    session(project, [lucky_one], judge_name="confirm", experiments=1)
+    small = [lucky_one, edit("LR = 0.5", "LR = 0.49"), edit("LR = 0.49", "LR = 0.48"), edit("LR = 0.48", "LR = 0.6")]
+    _, loop = session(project, small, judge_name="confirm", experiments=4)
+    assert statuses(project) == ["keep", "discard", "keep", "keep", "discard"]
+    lucky, kept, kept_too, worse = rows(project)[1:]
+    folder = SessionFolder(project, "t")
+    fresh = {
+        number: [json.loads((run / "trial.json").read_text())["seed"] for run in folder.trial(number).runs()]
+        for number in (1, 2, 3, 4)
+    }
+    assert fresh[1] == fresh[2], "challengers of one incumbent meet it on its seeds"
+    assert fresh[1][0] == fresh[3][0] == 42
+    assert not set(fresh[1][1:]) & set(fresh[3][1:]), "another incumbent, other seeds"
+    assert len(fresh[4]) == 1, "a clear loss costs one run"
+    assert sorted(int(path.name) for path in folder.trial(0).defence()) == sorted(fresh[1][1:])
+    assert lucky.val_bpb is not None
+    assert lucky.val_bpb < 1.0, "the first run's number, which nobody believed"
+    assert "gain +0.000000 on 3 fresh seeds" in lucky.reason
+    values = [json.loads((run / "metrics.json").read_text())["val_bpb"] for run in folder.trial(2).runs()[1:]]
+    assert kept.val_bpb == pytest.approx(sum(values) / 3, abs=1e-6)
+    assert (kept.n, lucky.n, worse.n) == (3, 1, 1)
+    assert kept.sigma == pytest.approx(statistics.stdev(values), abs=1e-5)
+    assert [folder.trial(number).finding() is not None for number in (0, 1, 2, 3, 4)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert folder.session()["judge"] == "confirm"
+    assert kept_too.parent == kept.commit
+    assert loop.holder.sources["train.py"].count("LR = 0.48") == 1
+
+
 class Twice:
     """Trains everything once more, with seed 7, before it keeps it."""
 
-    def decide(self, trial: Trial, _incumbent: Record | None) -> Verdict | RunAgain:
+    def decide(self, trial: Trial, _standing: Standing) -> Verdict | RunAgain:
         return RunAgain(7, "once more") if len(trial.runs) < 2 else Verdict(Status.KEEP, "twice")
 
 
 def test_a_judge_may_ask_for_another_seed(project: Path) -> None:
     _, loop = session(project, [edit("LR = 0.5", "LR = 0.2")], judge=Twice(), experiments=1)
-    assert [(record.status, record.n) for record in loop.records] == [("keep", 2), ("keep", 2)]
+    assert [(record.status, record.n) for record in loop.records] == [("keep", 1), ("keep", 1)]  # the fresh one
     runs = SessionFolder(project, "t").trial(1).runs()
     assert [json.loads((run / "trial.json").read_text())["seed"] for run in runs] == [42, 7]
 

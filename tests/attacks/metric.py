@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.candidate import digest_of
 from agent.errors import SmokeError
-from agent.judge import confirm
+from agent.judge import after_audit
 from agent.preflight import check
 from agent.trial import Bench
 from agent.values import Candidate, Proposal, Status, Verdict
@@ -65,7 +65,7 @@ def attempt(
     if done.metrics is None:
         return None, _who(done.failure)
     audit = bench.scorer.audit(tried, folder / "run", SLOT, threading.Event())
-    verdict = confirm(Verdict(Status.KEEP, ""), audit, None, bench.machine.device, bench.task)
+    verdict = after_audit(Verdict(Status.KEEP, ""), audit, None, bench.machine.device, bench.task)
     return (done.metrics.val_bpb, "") if verdict.status is Status.KEEP else (None, verdict.reason)
 
 

@@ -1,0 +1,66 @@
+"""How much a score moves when nothing but the seed changes, and how well that is known. Pure.
+
+Two standard deviations. `over_seeds`, σ: of one candidate's score from seed to seed. `paired`: of the difference of two
+candidates on one seed; less than √2 σ, because a seed (order of the batches, first weights) is kind or unkind to both.
+
+A variance from a handful of runs is itself mostly noise. So each is pooled with a prior, a scaled inverse chi-square of
+ν₀ degrees of freedom (Gelman et al., Bayesian Data Analysis, 3rd ed., section 2.6):
+
+    s² = (ν₀ s₀² + Σ (x - mean)²) / (ν₀ + ν),    and quantiles are those of Student's t with ν₀ + ν degrees
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from scipy.special import chdtri, stdtrit  # scipy.stats takes a second to import
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A standard deviation, in the metric's unit, and the degrees of freedom that it is known to."""
+
+    sd: float
+    dof: float
+
+    def pooled(self, groups: Iterable[Sequence[float]]) -> Spread:
+        """Updated with groups of values, each group around a mean of its own; groups of one say nothing."""
+        told = [(sum((value - fmean(group)) ** 2 for value in group), len(group) - 1) for group in groups if group]
+        squares, dof = sum(square for square, _ in told), sum(degrees for _, degrees in told)
+        return Spread(math.sqrt((self.dof * self.sd**2 + squares) / (self.dof + dof)), self.dof + dof)
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Where the standard deviation lies with probability `level`."""
+        low, high = (float(chdtri(self.dof, (1 + side * level) / 2)) for side in (-1, 1))
+        return self.sd * math.sqrt(self.dof / low), self.sd * math.sqrt(self.dof / high)
+
+    def error(self, runs: int, level: float) -> float:
+        """How far the mean of so many values may lie from the truth, to one side, with probability `level`."""
+        return float(stdtrit(self.dof, level)) * self.sd / math.sqrt(runs)
+
+
+@dataclass(frozen=True)
+class Noise:
+    over_seeds: Spread
+    paired: Spread
+
+
+# (σ, paired) as shares of the score, and how many degrees of freedom they are worth elsewhere. On CPUs: 75 runs of
+# fifteen variants of train.py and 33 of eleven kept ones, at 2e12 FLOPs, gave 0.0030 and 0.0052 from seed to seed and
+# 0.0037 and 0.0045 in pairs (docs/bench.md, benchmarks/results/optim_trainer.json and session_forty_repeated.json).
+# On GPUs: about 5e-4 of 0.99 over seeds at 300 s on an H200, as published by others; nothing is known of pairs.
+PRIORS = {"cpu": (0.004, 0.004, 8.0), "cuda": (5e-4, 7e-4, 4.0), "mps": (0.004, 0.004, 2.0)}
+
+
+def prior(device: str, score: float) -> Noise:
+    """What is believed before anything was run twice. score: of the baseline, in the metric's unit."""
+    over_seeds, paired, dof = PRIORS[device]
+    return Noise(Spread(over_seeds * abs(score), dof), Spread(paired * abs(score), dof))
+
+
+def measured(before: Noise, groups: Iterable[Sequence[float]], pairs: Iterable[Sequence[float]]) -> Noise:
+    """groups: scores of one candidate on several seeds. pairs: differences of two candidates, a seed each."""
+    return Noise(before.over_seeds.pooled(groups), before.paired.pooled(pairs))
