@@ -15,6 +15,7 @@ from agent.values import Audit, Finding, Record, Run, RunAgain, Status, Trial, V
 # Chosen by simulation (benchmarks/search/judge.py). RERUNS: fresh seeds at most. LEVEL: of the gain's lower bound.
 # WORTH, CLEAR: of the standard deviation of a pair, what a first run must gain to be run again, and what ends it early.
 RERUNS, LEVEL, WORTH, CLEAR = 3, 0.8, 0.5, 2.0
+SPARE = 3  # seeds that stand in for those on which the incumbent ended badly
 SLACK, CONCESSIONS = 0.5, 1.0  # of σ: what a simpler candidate may lose, and all of them since the last gain
 
 # What a blind answer may differ from the scored one, in nats: the largest difference, and the mean with its sign. On a
@@ -88,19 +89,13 @@ class Confirm:
             return verdict
         if standing.incumbent is None or standing.incumbent.val_bpb is None:
             return Verdict(Status.KEEP, "the incumbent has no number" if standing.incumbent else "baseline")
-        seeds = [self._fresh(standing.incumbent, number) for number in range(RERUNS)]
-        fresh = trial.runs[1:]
-        if not fresh:
+        drawn = [self._fresh(standing.incumbent, number) for number in range(RERUNS + SPARE)]
+        seeds = [seed for seed in drawn if standing.defence.get(seed, 0.0) is not None][:RERUNS]
+        if not seeds:
+            return Verdict(Status.DISCARD, "the incumbent ended badly on all its fresh seeds: nothing to compare with")
+        if len(trial.runs) == 1:
             return self._screen(trial.runs[0], standing, seeds[0])
-        met = seeds[: len(fresh)]
-        if met[-1] not in standing.defence:
-            return RunAgain(met[-1], "the incumbent on the same seed", incumbent=True)
-        theirs = [standing.defence[seed] for seed in met]
-        if None in theirs:
-            return Verdict(Status.DISCARD, f"the incumbent ended badly on seed {met[-1]}: nothing to compare with")
-        gains = [self._gain(_score(run), value) for run, value in zip(fresh, theirs, strict=True) if value is not None]
-        verdict = self._weigh(gains, tuple(met), standing)
-        return verdict or RunAgain(seeds[len(fresh)], f"{fmean(gains):+.6f} on {len(fresh)} fresh seeds so far")
+        return self._meet({run.seed: _score(run) for run in trial.runs[1:]}, seeds, standing)
 
     def _screen(self, run: Run, standing: Standing, seed: int) -> Verdict | RunAgain:
         """Against the incumbent's run on the same seed, where it has one: that seed may be an easy one."""
@@ -109,23 +104,32 @@ class Confirm:
         value = _score(run)
         wanted = -_slack(standing) if standing.simpler else WORTH * standing.noise.paired.sd
         told = f"{value - before:+.6f} against {before:.6f} in the first run"
-        if self._gain(value, before) <= wanted:
-            return Verdict(Status.DISCARD, told if wanted <= 0 else f"{told}; {wanted:.6f} better is worth another run")
+        gain = self._gain(value, before)
+        if gain <= wanted:
+            hint = f"; {wanted:.6f} better would be worth another run" if gain > 0 else ""
+            return Verdict(Status.DISCARD, told + hint)
         return RunAgain(seed, told)
 
-    def _weigh(self, gains: Sequence[float], seeds: tuple[int, ...], standing: Standing) -> Verdict | None:
+    def _meet(self, ours: Mapping[int, float], seeds: Sequence[int], standing: Standing) -> Verdict | RunAgain:
+        """Seed by seed, first the candidate, whose crash would end it. ours: its scores on fresh seeds."""
+        ran = [seed for seed in seeds if seed in ours]
+        alone = next((seed for seed in ran if seed not in standing.defence), None)
+        if alone is not None:
+            return RunAgain(alone, "the incumbent on the same seed", incumbent=True)
+        pairs = [(ours[seed], standing.defence[seed]) for seed in ran]
+        gains = [self._gain(value, theirs) for value, theirs in pairs if theirs is not None]
+        verdict = self._weigh(gains, ran, standing, last=len(ran) == len(seeds)) if ran else None
+        told = f"{fmean(gains):+.6f} on {len(ran)} fresh seeds so far" if ran else "the incumbent ended badly there"
+        return verdict or RunAgain(next(seed for seed in seeds if seed not in ours), told)
+
+    def _weigh(self, gains: Sequence[float], seeds: Sequence[int], standing: Standing, *, last: bool) -> Verdict | None:
         """None while another seed is to be run."""
-        paired, sigma, gain, last = (
-            standing.noise.paired,
-            standing.noise.over_seeds.sd,
-            fmean(gains),
-            len(gains) == RERUNS,
-        )
+        paired, sigma, gain = standing.noise.paired, standing.noise.over_seeds.sd, fmean(gains)
         least = -_slack(standing) if standing.simpler else 0.0
         error = paired.error(len(gains), LEVEL) if last else CLEAR * paired.sd
         bound = gain - error if any(gains) else 0.0  # the same to the last digit on every seed: the same computation
         conceded = standing.conceded + max(0.0, -gain)
-        finding = Finding(gain, bound, paired.sd, paired.dof, seeds)
+        finding = Finding(gain, bound, paired.sd, paired.dof, tuple(seeds))
         told = f"gain {gain:+.6f} on {len(gains)} fresh seeds, at least {bound:+.6f}; sigma {sigma:.6f}"
         if bound > 0:
             return Verdict(Status.KEEP, told, finding)

@@ -51,10 +51,9 @@ def recheck(bench: Bench, folder: SessionFolder, repo: Repo, retrain: bool) -> I
             values, audits, problem = [], [], one_line(str(error))
         found = fmean(values) if values else None
         keep = replace(KEEP, finding=folder.trial(record.trial or 0).finding())
-        befores = [*[None] * (len(audits) - 1), before]  # what the last run was compared with when it was kept
         again = [
-            after_audit(keep, audit, rival, bench.machine.device, bench.task)
-            for audit, rival in zip(audits, befores[-len(audits) :], strict=True)
+            after_audit(keep, audit, before if audit is audits[-1] else None, bench.machine.device, bench.task)
+            for audit in audits  # the last run's is what was compared with the incumbent's
         ]
         problem = problem or next((verdict.reason for verdict in again if verdict.status is not Status.KEEP), "")
         before = audits[-1] if audits else before

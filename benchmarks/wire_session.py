@@ -75,6 +75,7 @@ def session(folder: Path, budget: str, model: str) -> tuple[str, list[str]]:
             "-m",
             "agent",
             "run",
+            "--judge=greedy",
             "--tag",
             "wire",
             "--proposer",

@@ -258,7 +258,7 @@ def main() -> None:
     result = facts(sigma=SIGMA, shared=SHARED, compute=COMPUTE, repeats=repeats, rows=rows, no_better_kept=rates)
     print(headline(result))
     print(
-        f"σ {SIGMA:.6f}, {SHARED:.0%} of its variance shared by a seed's runs; {COMPUTE} runs a session, n = {repeats}\n"
+        f"σ {SIGMA:.6f}, {SHARED:.0%} of its square shared by a seed's runs; {COMPUTE} runs a session, n = {repeats}\n"
     )
     print(table(rows))
     print(

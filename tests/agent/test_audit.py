@@ -70,7 +70,11 @@ def test_keeps_are_audited_and_can_be_audited_again(session: tuple[Path, Path, s
     trials = folder / ".overnight/t/trials"
     looked_ahead = json.loads((trials / "2/runs/0/metrics.json").read_text())
     assert looked_ahead["val_bpb"] < float(rows(folder)[1][1])  # it would have won
-    facts = json.loads((trials / "1/runs/0/audit.json").read_text())
+    assert not (trials / "1/runs/0/audit.json").exists(), "the first run is in no number"
+    for run in SessionFolder(folder, "t").trial(1).runs()[1:]:
+        assert json.loads((run / "audit.json").read_text())["problem"] == ""
+    last = SessionFolder(folder, "t").trial(1).runs()[-1]
+    facts = json.loads((last / "audit.json").read_text())
     assert (facts["probes"], facts["problem"]) == (4096, "")
     assert facts["worst"] < 1e-4
     assert 1 < facts["held_bpb"] < 8
@@ -85,12 +89,12 @@ def test_keeps_are_audited_and_can_be_audited_again(session: tuple[Path, Path, s
     assert f"found {honest}" in checks[1]["problem"]
 
     ledger.write_text(text)
-    sealed = (trials / "1/runs/0" / CHECKPOINT).read_bytes()
-    (trials / "1/runs/0" / CHECKPOINT).write_bytes(sealed[:-1] + bytes([sealed[-1] ^ 1]))
+    sealed = (last / CHECKPOINT).read_bytes()
+    (last / CHECKPOINT).write_bytes(sealed[:-1] + bytes([sealed[-1] ^ 1]))
     swapped = json.loads(overnight(folder, cache, "audit", "t", "--json").stdout)
     assert [check["problem"][:40] for check in swapped] == ["", "expected the checkpoint that was sealed,"]
 
-    (trials / "1/runs/0" / CHECKPOINT).unlink()
+    (last / CHECKPOINT).unlink()
     again = overnight(folder, cache, "audit", "t", "--retrain")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("(holds)") == 2

@@ -157,9 +157,18 @@ def test_a_run_that_ends_badly_on_a_fresh_seed() -> None:
     assert crashed.status is Status.CRASH
     assert crashed.reason.endswith("exit 1: ValueError: no")
     assert "on seed" in crashed.reason
-    alone = course(1.2, (1.2,), (None,)).verdict
-    assert alone.status is Status.DISCARD
-    assert "nothing to compare with" in alone.reason
+
+
+def test_where_the_incumbent_ends_badly_another_seed_stands_in() -> None:
+    """Else nothing could ever beat it again."""
+    found = course(1.2, (1.2, 1.2), (None, 1.25))
+    assert found.verdict.status is Status.KEEP
+    assert found.verdict.finding is not None
+    assert found.verdict.finding.seeds == (found.asked[-1].seed,)
+    assert len({wanted.seed for wanted in found.asked}) == 2
+    never = course(1.2, (1.2,) * 6, (None,) * 6).verdict
+    assert never.status is Status.DISCARD
+    assert "nothing to compare with" in never.reason
 
 
 def test_simpler_may_lose_a_little_once() -> None:
