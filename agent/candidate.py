@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from agent import patch, preflight
 from agent.config import Task
 from agent.errors import DuplicateError, PreflightError
-from agent.values import Candidate, Proposal
+from agent.turns import Turn, told, turned
+from agent.values import WRITERS, Candidate, Proposal
 
 
-def build(
-    proposal: Proposal, sources: Mapping[str, str], parent: str, task: Task, tried: Mapping[str, str]
-) -> Candidate:
+@dataclass(frozen=True)
+class Tried:
+    """What trials so far have come to, as text. digests: of every trial. turns: constants turned one way, from commit.
+
+    device: whose constants count, cpu, cuda or mps.
+    """
+
+    digests: Mapping[str, str] = field(default_factory=dict)
+    turns: Mapping[tuple[str, Turn], str] = field(default_factory=dict)
+    device: str = "cpu"
+
+
+def build(proposal: Proposal, sources: Mapping[str, str], parent: str, task: Task, tried: Tried) -> Candidate:
     """Apply `proposal` to the incumbent's `sources` (at commit `parent`).
 
-    tried: digest → how that trial ended, for every trial so far. Raise PatchError, PreflightError, DuplicateError, each
+    Raise PatchError, PreflightError, DuplicateError, each
     with a text that a model can act on.
     """
     new = patch.apply(sources, proposal.edits, task.targets)
@@ -28,8 +40,12 @@ def build(
     if findings:
         raise PreflightError("; ".join(findings))
     digest = digest_of(new)
-    if digest in tried:
-        raise DuplicateError(f"the same code was tried before: {tried[digest]}; propose something else")
+    if digest in tried.digests:
+        raise DuplicateError(f"the same code was tried before: {tried.digests[digest]}; propose something else")
+    if proposal.proposer in WRITERS and (turn := turned(sources, new, tried.device)) is not None:
+        before = tried.turns.get((parent, turn))
+        if before is not None:
+            raise DuplicateError(f"{told(turn)} was tried on this very code: {before}; propose something else")
     return Candidate(proposal, new, parent, digest, patch.diff(sources, new))
 
 

@@ -71,7 +71,7 @@ class Parts:
 class Loop:
     def __init__(self, parts: Parts) -> None:
         self.parts, self.bench = parts, parts.bench
-        self.memory = Memory(parts.folder, parts.say)
+        self.memory = Memory(parts.folder, parts.say, parts.bench.machine.device)
         self.desk = Desk(parts.proposers, parts.say, self._rest)
         self.commit, self.sources = parts.base, parts.repo.read(parts.base, parts.bench.task.targets)
         self.smokes: dict[str, Smoke | None] = {}  # by digest
@@ -215,7 +215,8 @@ class Loop:
         cost = draft.cost if draft else 0.0
         if verdict.finding is not None:
             self.parts.folder.trial(trial.number).write_finding(verdict.finding)
-        self.memory.record(record_of(trial, verdict, incumbent(self.records), cost, self.parts.origin), trial.candidate)
+        row = record_of(trial, verdict, incumbent(self.records), cost, self.parts.origin)
+        self.memory.record(row, trial.candidate, trial.commit)
         if verdict.status is Status.KEEP:
             self._follow(trial.candidate, trial.commit)
         else:
@@ -353,7 +354,7 @@ class Loop:
             self.parts.folder.trial(number).write_proposal(draft.proposal, draft.cost)
 
     def _reject(self, number: int, draft: Draft) -> None:
-        self.memory.record(rejected(number, draft.proposal, draft.problem, draft.cost, self.parts.origin), None)
+        self.memory.record(rejected(number, draft.proposal, draft.problem, draft.cost, self.parts.origin))
         if draft.proposal is not None:
             draft.proposer.tell(draft.proposal, self.records[-1])
 

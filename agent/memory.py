@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from agent.candidate import Tried
 from agent.cell import end_of
 from agent.folder import RUN_LOG, SessionFolder
 from agent.ledger import Ledger, kept
 from agent.recording import line, outcome
+from agent.turns import Turn, turned
 from agent.values import Candidate, Proposal, Record, Status
 
 
@@ -25,13 +27,15 @@ class CutOff:
 
 
 class Memory:
-    """records: all rows, oldest first. tried: digest → how that trial ended. earlier: rows of earlier runs."""
+    """records: all rows, oldest first. earlier: rows of earlier runs."""
 
-    def __init__(self, folder: SessionFolder, say: Callable[[str], None]) -> None:
-        self.folder, self.say = folder, say
+    def __init__(self, folder: SessionFolder, say: Callable[[str], None], device: str) -> None:
+        self.folder, self.say, self.device = folder, say, device
         self.ledger = Ledger(folder.ledger)
         self.records: list[Record] = []
-        self.tried: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
+        self._turns: dict[tuple[str, Turn], str] = {}
+        self._bases: dict[str, Mapping[str, str]] = {}  # sources of the commits that trials departed from
         self.earlier = 0
 
     def recall(self) -> list[CutOff]:
@@ -46,12 +50,25 @@ class Memory:
             if number not in rows and record is not None:
                 self.append(record)
             if found is not None and record is not None:
-                self.tried[found[0].digest] = outcome(record)
+                self._learn(*found, record)
             elif record is None and (found is not None or folder.cost_usd()):
                 candidate, commit = found or (None, None)
                 cut_off.append(CutOff(number, folder.proposal(), folder.cost_usd(), candidate, commit))
         self.earlier = len(self.records)
         return cut_off
+
+    @property
+    def tried(self) -> Tried:
+        """What a proposal may not repeat."""
+        return Tried(self._digests, self._turns, self.device)
+
+    def _learn(self, candidate: Candidate, commit: str, record: Record) -> None:
+        self._digests[candidate.digest] = outcome(record)
+        turn = turned(self._bases.get(candidate.parent, {}), candidate.sources, self.device)
+        if turn is not None:
+            self._turns[candidate.parent, turn] = outcome(record)
+        if kept(record):
+            self._bases[commit] = candidate.sources
 
     def last_crash(self) -> tuple[Proposal, str, int] | None:
         """Of a last row that is a crash: the proposal, the end of its log, and how many of its proposer's in a row."""
@@ -67,12 +84,12 @@ class Memory:
         """The numbers of the kept trials, the incumbent's last."""
         return [record.trial for record in self.records if kept(record) and record.trial is not None]
 
-    def record(self, record: Record, candidate: Candidate | None) -> None:
+    def record(self, record: Record, candidate: Candidate | None = None, commit: str = "") -> None:
         """The trial's own folder first: from there the ledger can be completed after a crash."""
         self.folder.trial(record.trial or 0).write_record(record)
         self.append(record)
         if candidate is not None:
-            self.tried[candidate.digest] = outcome(record)
+            self._learn(candidate, commit, record)
         self.say(line(record))
 
     def append(self, record: Record) -> None:

@@ -29,7 +29,7 @@ from agent.repo import Repo, branch_ref
 from agent.smoke import Pace
 from agent.stops import Stop
 from agent.trial import Bench
-from agent.values import Candidate, Outcome, Proposal, Proposer
+from agent.values import WRITERS, Candidate, Outcome, Proposal, Proposer
 from corpus.errors import DataError
 from corpus.home import cache, data_folder, verify
 from sandbox.isolation import Isolation, Level, detect
@@ -38,7 +38,6 @@ from sandbox.pool import Pool, Slot
 
 SLOTS = (Slot(0, "local"),)
 DEFAULT_SEED = 42
-FOREIGN = {"llm", "command"}  # proposers that write code; the others set constants
 PINNED = ("hardware", "torch", "data_id")
 DEFAULT_MODELS = {"anthropic": "claude-sonnet-5-5", "openai": "gpt-5.5"}
 
@@ -150,7 +149,7 @@ def _refuse_others(settings: Settings, facts: Mapping[str, Any], repo: Repo, tag
 def _holds_foreign(folder: SessionFolder) -> bool:
     """Whether a model's code may be what knobs are turned in, or what is run again: somebody not offline proposed."""
     proposals = (trial.proposal() for _, trial in folder.trials())
-    return any(proposal is not None and proposal.proposer in FOREIGN | {GIVEN} for proposal in proposals)
+    return any(proposal is not None and proposal.proposer in WRITERS | {GIVEN} for proposal in proposals)
 
 
 def _isolation(wanted: str | None) -> Isolation:
@@ -284,7 +283,7 @@ def make_proposers(session: Session, settings: Settings, repo: Repo) -> list[Pro
             given, wanted = ("--base-url", "--model") if settings.base_url else ("--command", "--proposer command")
             raise UsageError(f"proposer: expected {wanted} beside {given}, found none")
         names = ["llm"] if settings.model else ["knobs"]
-    if set(names) & FOREIGN or _holds_foreign(session.folder):
+    if set(names) & WRITERS or _holds_foreign(session.folder):
         allow_foreign(session, settings)
     return [_proposer(name, session, settings, repo) for name in names]
 

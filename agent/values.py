@@ -14,6 +14,7 @@ from sandbox.metrics import Metrics
 from sandbox.process import Execution
 
 CATEGORIES = ("architecture", "optimizer", "schedule", "data", "loss", "hyperparameter", "simplification", "other")
+WRITERS = {"llm", "command"}  # proposers that write code; the others set constants
 
 
 class Status(StrEnum):

@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "agent.dialogue",
         "agent.judge",
         "agent.noise",
+        "agent.turns",
         "agent.ledger",
         "agent.machine",
         "agent.patch",
@@ -72,6 +73,7 @@ FAMILIES: tuple[set[str], ...] = (
     {"agent.prompt", "agent.clients"},
     {"agent.prompt", "agent.constants"},
     {"agent.judge", "agent.config", "agent.noise"},
+    {"agent.turns", "agent.constants", "agent.patch", "agent.preflight"},
     {"agent.report", "agent.replay", "agent.ledger"},
 )
 

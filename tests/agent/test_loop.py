@@ -423,6 +423,17 @@ def test_a_lucky_seed_is_not_kept_and_a_small_true_gain_is(project: Path) -> Non
     assert loop.holder.sources["train.py"].count("LR = 0.48") == 1
 
 
+def test_a_model_that_turns_the_same_constant_the_same_way_is_told_what_came_of_it(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    up, more = edit("LR = 0.5", "LR = 0.6"), edit("LR = 0.5", "LR = 0.7")
+    session(project, [up], experiments=1)
+    session(project, [up, more, edit("LR = 0.5", "LR = 0.4"), edit("LR = 0.4", "LR = 0.45")], experiments=3)
+    assert statuses(project) == ["keep", "discard", "keep", "discard"]
+    told = "llm: LR up was tried on this very code: trial 1 (an idea) ended as discard with val_bpb 1.250000"
+    assert capsys.readouterr().out.count(told) == 1
+
+
 class Twice:
     """Trains everything once more, with seed 7, before it keeps it."""
 
