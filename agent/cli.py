@@ -164,7 +164,7 @@ def audit(
 @app.command()
 def noise(
     tag: Annotated[str | None, typer.Argument(help="Of which session; of the latest if not given.")] = None,
-    seeds: Annotated[int, typer.Option(min=0, help="How many runs, those of earlier calls included.")] = 5,
+    seeds: Annotated[int, typer.Option(min=2, help="How many runs, those of earlier calls included.")] = 5,
     budget: Annotated[str | None, typer.Option(help="Budget of a session that this command begins.")] = None,
     sandbox: Sandboxing = None,
     as_json_: AsJson = False,

@@ -1,7 +1,8 @@
 """Where a session's files are, and how they are read and written. The one place that knows.
 
 .overnight/<tag>/  results.tsv session.json guidance.md lock proposers/<name>/ trials/<n>/ noise/<seed>/
-trials/<n>/        proposal.json prompt.txt reply.txt candidate.py diff.patch finding.json record.json runs/<k>/
+trials/<n>/        proposal.json prompt.txt reply.txt candidate.py diff.patch smoke.json finding.json record.json
+                   runs/<k>/ seeds.json (of a kept one: those it meets challengers on)
                    defence/<seed>/ (runs of a kept candidate against challengers, on their seeds)
 runs/<k>/          run.log curve.jsonl execution.json metrics.json model.safetensors (kept for keeps only) work/
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,12 +99,28 @@ class TrialFolder:
         diff = (self.path / "diff.patch").read_text()
         return Candidate(proposal, facts["sources"], facts["parent"], facts["digest"], diff), facts["commit"]
 
+    def write_smoke(self, digest: str, facts: Mapping[str, Any]) -> None:
+        write_aside(self.path / "smoke.json", json.dumps({"digest": digest, "smoke": dict(facts)}))
+
+    def smoke(self, digest: str) -> dict[str, Any] | None:
+        """What two steps of that code cost, if that is known."""
+        facts = _read_json(self.path / "smoke.json") or {}
+        return facts["smoke"] if facts.get("digest") == digest else None
+
+    def seeds(self, count: int) -> tuple[int, ...]:
+        """Those on which it meets its challengers as the incumbent: drawn when first asked for, so that nobody could
+        try them before."""
+        if (facts := _read_json(self.path / "seeds.json")) is None:
+            facts = {"seeds": [secrets.randbits(31) for _ in range(count)]}
+            write_aside(self.path / "seeds.json", json.dumps(facts))
+        return tuple(facts["seeds"])
+
     def write_finding(self, finding: Finding) -> None:
         write_aside(self.path / "finding.json", json.dumps(asdict(finding)))
 
     def finding(self) -> Finding | None:
         facts = _read_json(self.path / "finding.json")
-        return None if facts is None else Finding(**facts | {"seeds": tuple(facts["seeds"])})
+        return None if facts is None else Finding(**facts | {"gains": {int(k): v for k, v in facts["gains"].items()}})
 
     def write_record(self, record: Record) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -131,6 +149,11 @@ class SessionFolder:
 
     def trials(self) -> list[tuple[int, TrialFolder]]:
         return [(int(path.name), TrialFolder(path)) for path in _numbered(self.path / "trials")]
+
+    def tidy(self) -> None:
+        """What a crash has left: weights of runs that only their score is wanted of."""
+        for run in [*self.noise(), *(run for _, trial in self.trials() for run in trial.defence())]:
+            drop_weights(run)
 
     def noise_run(self, seed: int) -> Path:
         return self.path / "noise" / str(seed)
@@ -190,6 +213,12 @@ class SessionFolder:
             file.write(f"process {os.getpid()}\n")
             file.flush()
             yield
+
+
+def drop_weights(run: Path) -> None:
+    """Of a run whose score is all that will be asked for."""
+    for name in (CHECKPOINT, SCORED):
+        (run / name).unlink(missing_ok=True)
 
 
 def _numbered(folder: Path) -> list[Path]:

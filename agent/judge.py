@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from statistics import fmean
 from typing import Protocol
 
 from agent.config import Task
-from agent.noise import Noise
+from agent.noise import Noise, without_luck
 from agent.values import Audit, Finding, Record, Run, RunAgain, Status, Trial, Verdict
 
-# Chosen by simulation (benchmarks/search/judge.py). RERUNS: fresh seeds at most. LEVEL: of the gain's lower bound.
-# WORTH, CLEAR: of the standard deviation of a pair, what a first run must gain to be run again, and what ends it early.
-RERUNS, LEVEL, WORTH, CLEAR = 3, 0.8, 0.5, 2.0
+# Chosen by simulation (benchmarks/search/judge.py). RERUNS: fresh seeds at most. LEVEL: of the gain's lower bound, and
+# EARLY before the last seed. WORTH: of a pair's standard deviation, what a first run must gain to be run again.
+RERUNS, LEVEL, EARLY, WORTH = 3, 0.8, 0.98, 0.5
 SPARE = 3  # seeds that stand in for those on which the incumbent ended badly
-SLACK, CONCESSIONS = 0.5, 1.0  # of σ: what a simpler candidate may lose, and all of them since the last gain
+SLACK, CONCESSIONS = 0.5, 1.0  # of σ: what a simpler candidate may lose, and all of them until it is won back
 
 # What a blind answer may differ from the scored one, in nats: the largest difference, and the mean with its sign. On a
 # CPU measured, in float32 and bfloat16, at 1e-6 and 1e-8 (docs/bench.md); on GPUs a guess from bfloat16's rounding,
@@ -28,13 +27,14 @@ TOLERANCE = {"cpu": (0.001, 0.000002), "cuda": (0.25, 0.005), "mps": (0.25, 0.00
 class Standing:
     """What a trial is up against. incumbent: its row, None for the baseline.
 
-    first: the incumbent's own score on the seed of all first runs, None where that is not known. defence: its scores on
-    fresh seeds that it was not chosen by, seed → score, None where it ended badly. simpler: the candidate has fewer
-    syntax nodes. conceded: what keeps have given away for simplicity since the last gain, 0 or more.
+    seeds: fresh ones on which it meets its challengers, RERUNS + SPARE of them. defence: its scores there by seed, None
+    where it ended badly. first: its own score on the seed of all first runs, None where that is not known. simpler: the
+    candidate has fewer syntax nodes. conceded: what keeps have given away for simplicity and not won back.
     """
 
     incumbent: Record | None
     noise: Noise
+    seeds: Sequence[int] = ()
     first: float | None = None
     defence: Mapping[int, float | None] = field(default_factory=dict)
     simpler: bool = False
@@ -71,17 +71,13 @@ class Confirm:
 
     The first run only picks what is worth the trouble; it is in no later number, or luck would be (the winner's curse).
     Then both run on the same fresh seeds, RERUNS of them at most. The candidate is kept if the gain's lower bound at
-    LEVEL is above zero; if it is simpler, above -SLACK σ, while what was given away since the last gain stays within
-    CONCESSIONS σ. Looking after each seed would make luck more likely, so before the last one only a mean gain of CLEAR
-    standard deviations is kept, which luck next to never shows (Haybittle 1971, Peto et al. 1976); a mean loss ends it
-    at once, which can lose gains but not invent any. The incumbent runs once on each of its seeds, and all its
-    challengers meet it there.
-
-    seed: of the session. Fresh seeds follow from it and the incumbent, so a session that goes on draws the same.
+    LEVEL is above zero; if it is simpler, above -SLACK σ, while what was given away and not won back stays within
+    CONCESSIONS σ. Looking after each seed would make luck more likely, so before the last one the level is EARLY, much
+    stricter (Haybittle 1971, Peto et al. 1976); a mean loss ends it at once, which can lose gains but not invent any.
+    The incumbent runs once on each of its seeds, and all its challengers meet it there.
     """
 
     task: Task
-    seed: int
 
     def decide(self, trial: Trial, standing: Standing) -> Verdict | RunAgain:
         """A verdict, or which run is wanted next."""
@@ -89,8 +85,7 @@ class Confirm:
             return verdict
         if standing.incumbent is None or standing.incumbent.val_bpb is None:
             return Verdict(Status.KEEP, "the incumbent has no number" if standing.incumbent else "baseline")
-        drawn = [self._fresh(standing.incumbent, number) for number in range(RERUNS + SPARE)]
-        seeds = [seed for seed in drawn if standing.defence.get(seed, 0.0) is not None][:RERUNS]
+        seeds = [seed for seed in standing.seeds if standing.defence.get(seed, 0.0) is not None][:RERUNS]
         if not seeds:
             return Verdict(Status.DISCARD, "the incumbent ended badly on all its fresh seeds: nothing to compare with")
         if len(trial.runs) == 1:
@@ -116,43 +111,46 @@ class Confirm:
         alone = next((seed for seed in ran if seed not in standing.defence), None)
         if alone is not None:
             return RunAgain(alone, "the incumbent on the same seed", incumbent=True)
-        pairs = [(ours[seed], standing.defence[seed]) for seed in ran]
-        gains = [self._gain(value, theirs) for value, theirs in pairs if theirs is not None]
-        verdict = self._weigh(gains, ran, standing, last=len(ran) == len(seeds)) if ran else None
-        told = f"{fmean(gains):+.6f} on {len(ran)} fresh seeds so far" if ran else "the incumbent ended badly there"
+        theirs = {seed: value for seed in ran if (value := standing.defence[seed]) is not None}
+        verdict = self._weigh(ours, theirs, standing, last=len(ran) == len(seeds)) if ran else None
+        told = f"no verdict after {len(ran)} fresh seeds" if ran else "the incumbent ended badly there"
         return verdict or RunAgain(next(seed for seed in seeds if seed not in ours), told)
 
-    def _weigh(self, gains: Sequence[float], seeds: Sequence[int], standing: Standing, *, last: bool) -> Verdict | None:
-        """None while another seed is to be run."""
-        paired, sigma, gain = standing.noise.paired, standing.noise.over_seeds.sd, fmean(gains)
-        least = -_slack(standing) if standing.simpler else 0.0
-        error = paired.error(len(gains), LEVEL) if last else CLEAR * paired.sd
-        bound = gain - error if any(gains) else 0.0  # the same to the last digit on every seed: the same computation
-        conceded = standing.conceded + max(0.0, -gain)
-        finding = Finding(gain, bound, paired.sd, paired.dof, tuple(seeds))
+    def _weigh(
+        self, ours: Mapping[int, float], theirs: Mapping[int, float], standing: Standing, *, last: bool
+    ) -> Verdict | None:
+        """None while another seed is to be run. theirs: the incumbent's scores on the seeds that count."""
+        paired, sigma = standing.noise.paired, standing.noise.over_seeds.sd
+        gains = {seed: self._gain(ours[seed], value) for seed, value in theirs.items()}
+        gain, least = fmean(gains.values()), -_slack(standing) if standing.simpler else 0.0
+        error = paired.error(len(gains), LEVEL if last else EARLY)
+        bound = gain - error if any(gains.values()) else 0.0  # the same to the last digit: the same computation
+        score, worth = fmean(ours[seed] for seed in gains), without_luck(gain, error, paired.sd / len(gains) ** 0.5)
+        value = self._less(standing.incumbent, worth if bound > 0 else gain)
+        conceded = max(0.0, standing.conceded - gain)
+        finding = Finding(gains, bound, paired.sd, paired.dof, score, value, conceded)
         told = f"gain {gain:+.6f} on {len(gains)} fresh seeds, at least {bound:+.6f}; sigma {sigma:.6f}"
         if bound > 0:
             return Verdict(Status.KEEP, told, finding)
         if standing.simpler and bound >= least and conceded <= CONCESSIONS * sigma and last:
-            return Verdict(Status.KEEP, f"simpler: {told}", replace(finding, conceded=conceded))
+            return Verdict(Status.KEEP, f"simpler: {told}", finding)
         return Verdict(Status.DISCARD, told, finding) if last or gain < least else None
 
     def _gain(self, value: float, before: float) -> float:
         return before - value if self.task.direction == "min" else value - before
 
-    def _fresh(self, incumbent: Record, number: int) -> int:
-        """A seed that nobody could know before, the same whenever it is asked for."""
-        name = f"{self.seed} {incumbent.trial} {incumbent.commit} {number}"
-        return int.from_bytes(sha256(name.encode()).digest()[:4], "big") % 2**31
+    def _less(self, incumbent: Record | None, gain: float) -> float:
+        assert incumbent is not None and incumbent.val_bpb is not None, "it has a number"  # noqa: PT018
+        return incumbent.val_bpb - gain if self.task.direction == "min" else incumbent.val_bpb + gain
 
 
 def _slack(standing: Standing) -> float:
     return SLACK * standing.noise.over_seeds.sd
 
 
-def make_judge(name: str, task: Task, seed: int) -> Judge:
-    """One of JUDGES. seed: of the session."""
-    return Confirm(task, seed) if name == "confirm" else Greedy(task)
+def make_judge(name: str, task: Task) -> Judge:
+    """One of JUDGES."""
+    return Confirm(task) if name == "confirm" else Greedy(task)
 
 
 def _score(run: Run) -> float:
@@ -164,7 +162,7 @@ def _unranked(trial: Trial, incumbent: Record | None) -> Verdict | None:
     """Why the last run's number, if there is one, cannot be compared."""
     run = trial.runs[-1]
     if run.metrics is None:
-        return Verdict(Status.CRASH, run.failure if len(trial.runs) == 1 else f"on seed {run.seed}: {run.failure}")
+        return Verdict(Status.CRASH, run.failure if len(trial.runs) == 1 else f"on a fresh seed: {run.failure}")
     if incumbent is not None and run.budget != incumbent.budget:
         return Verdict(Status.DISCARD, f"budget {run.budget} is not ranked against {incumbent.budget}")
     return None

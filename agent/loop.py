@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from agent import candidate as candidates
@@ -16,7 +16,7 @@ from agent.cell import end_of
 from agent.desk import REPAIRS, Desk, Draft, Gate, Ready
 from agent.errors import SmokeError, StateError
 from agent.flight import Flight, auditing, training
-from agent.folder import CHECKPOINT, SessionFolder
+from agent.folder import SessionFolder, drop_weights
 from agent.forecast import forecast
 from agent.judge import Judge, Standing, after_audit
 from agent.ledger import incumbent
@@ -74,7 +74,6 @@ class Loop:
         self.memory = Memory(parts.folder, parts.say, parts.bench.machine.device)
         self.desk = Desk(parts.proposers, parts.say, self._rest)
         self.commit, self.sources = parts.base, parts.repo.read(parts.base, parts.bench.task.targets)
-        self.smokes: dict[str, Smoke | None] = {}  # by digest
         baseline = Proposal((), BASELINE, proposer=BASELINE)
         self.holder = Candidate(baseline, self.sources, self.commit, candidates.digest_of(self.sources), "")
         self.kept = {parts.base}  # commits that the branch may be at
@@ -177,14 +176,23 @@ class Loop:
             self._trained(flight, done)
 
     def _trained(self, flight: Flight, run: Run) -> None:
-        """Ask the judge."""
         if flight.defends:
-            (run.execution.log_path.parent / CHECKPOINT).unlink(missing_ok=True)
+            drop_weights(run.execution.log_path.parent)
         else:
             flight = replace(flight, trial=replace(flight.trial, runs=(*flight.trial.runs, run)))
-        decision = self.parts.judge.decide(flight.trial, self._standing(flight.trial.candidate))
-        if isinstance(decision, RunAgain):
-            self.parts.say(f"      trial {flight.trial.number}: {decision.reason}; next, seed {decision.seed}")
+        self._judge(flight)
+
+    def _judge(self, flight: Flight) -> None:
+        decision, number = (
+            self.parts.judge.decide(flight.trial, self._standing(flight.trial.candidate)),
+            flight.trial.number,
+        )
+        if isinstance(decision, RunAgain) and self.interrupts:
+            self.parts.say(
+                f"trial {number} is undecided; `overnight run --tag {self.parts.folder.tag}` goes on with it"
+            )
+        elif isinstance(decision, RunAgain):
+            self.parts.say(f"      trial {number}: {decision.reason}; next, seed {decision.seed}")
             self.launch(replace(flight, again=decision))
         elif decision.status is Status.KEEP and self.bench.task.profile == "train":
             self.audit(replace(flight, keep=decision))
@@ -192,8 +200,8 @@ class Loop:
             self.conclude(flight, decision)
 
     def audit(self, flight: Flight) -> None:
-        """Before it is kept, the runs that its value comes from are asked again, blindly."""
-        folder = self.parts.folder.trial(flight.trial.number).run(flight.under_audit)
+        """Before it is kept, all its runs are asked again, blindly, one after the other."""
+        folder = self.parts.folder.trial(flight.trial.number).run(flight.audited)
         self.flights[self.parts.pool.submit(auditing(self.bench, flight, folder))] = flight
 
     def _audited(self, flight: Flight, done: Audit) -> None:
@@ -221,7 +229,7 @@ class Loop:
             self._follow(trial.candidate, trial.commit)
         else:
             for run in self.parts.folder.trial(trial.number).runs():
-                (run / CHECKPOINT).unlink(missing_ok=True)
+                drop_weights(run)
         self.failure = end_of(trial.runs[-1].execution.log_path) if verdict.status is Status.CRASH else ""
         if draft is not None:
             draft.proposer.tell(trial.candidate.proposal, self.records[-1])
@@ -236,6 +244,7 @@ class Loop:
     def begin(self) -> None:
         """Where the session was left, or its baseline. Says what to expect before anything is spent."""
         cut_off = self.memory.recall()
+        self.parts.folder.tidy()
         self._follow_ledger()
         self._expect()
         if not cut_off:
@@ -270,17 +279,21 @@ class Loop:
         if trial.candidate is None or trial.commit is None:
             self._reject(trial.number, draft)
             return
-        self.parts.say(f"trial {trial.number} was cut off: running it again")
-        self._run_committed(Trial(trial.number, trial.commit, trial.candidate), draft if trial.number else None)
+        runs = self.bench.finished(self.parts.folder.trial(trial.number))
+        left = f"going on after {len(runs)} of its runs" if runs else "running it again"
+        self.parts.say(f"trial {trial.number} was cut off: {left}")
+        self._run_committed(Trial(trial.number, trial.commit, trial.candidate, runs), draft if trial.number else None)
 
     def _run_committed(self, trial: Trial, draft: Draft | None) -> None:
         """Smoke and launch what has its commit already: the baseline, or a trial that was cut off."""
         try:
-            self.launch(Flight(trial, self._smoke(trial.candidate, trial.number), draft))
+            flight = Flight(trial, self._smoke(trial.candidate, trial.number), draft)
         except SmokeError as error:
             if draft is None:
                 raise StateError(f"{NO_BASELINE}, found: {error}") from None
             self._reject(trial.number, replace(draft, problem=str(error)))
+            return
+        (self._judge if trial.runs else self.launch)(flight)
 
     def _follow_ledger(self) -> None:
         """The incumbent is the last kept row, and the branch is where it says."""
@@ -335,11 +348,13 @@ class Loop:
         return candidate, self._smoke(candidate, number)
 
     def _smoke(self, candidate: Candidate, number: int) -> Smoke | None:
-        budget = candidate.proposal.budget or self.parts.origin.budget
-        if candidate.digest not in self.smokes:
-            folder = self.parts.folder.trial(number).path / "smoke"
-            self.smokes[candidate.digest] = self.bench.smoke(candidate, folder, budget, SMOKE_SLOT)
-        return self.smokes[candidate.digest]
+        folder, budget = self.parts.folder.trial(number), candidate.proposal.budget or self.parts.origin.budget
+        if (known := folder.smoke(candidate.digest)) is not None:
+            return Smoke(**known)
+        smoke = self.bench.smoke(candidate, folder.path / "smoke", budget, SMOKE_SLOT)
+        if smoke is not None:
+            folder.write_smoke(candidate.digest, asdict(smoke))
+        return smoke
 
     def _commit(self, number: int, candidate: Candidate) -> Trial:
         tag, proposal = self.parts.folder.tag, candidate.proposal

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from agent.errors import StateError
-from agent.folder import CHECKPOINT, SessionFolder
+from agent.folder import SessionFolder, drop_weights
 from agent.noise import Spread, prior
 from agent.reruns import ALIKE, noise_of, scores
 from agent.trial import Bench
@@ -36,8 +36,10 @@ def measure(
         if seed not in there:
             place = folder.noise_run(seed)
             bench.run(candidate, place, seed=seed, budget=budget, smoke=smoke, slot=SLOT, cancel=threading.Event())
-            (place / CHECKPOINT).unlink(missing_ok=True)
+            drop_weights(place)
             there = scores(folder.noise())
+        if seed not in there:
+            raise StateError("noise: interrupted; the same command goes on")
         yield seed, there[seed]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from scipy.special import chdtri, stdtrit  # scipy.stats takes a second to import
+from scipy.special import chdtri, log_ndtr, stdtrit  # scipy.stats takes a second to import
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,16 @@ class Spread:
     sd: float
     dof: float
 
-    def pooled(self, groups: Iterable[Sequence[float]]) -> Spread:
-        """Updated with groups of values, each group around a mean of its own; groups of one say nothing."""
-        told = [(sum((value - fmean(group)) ** 2 for value in group), len(group) - 1) for group in groups if group]
+    def pooled(self, groups: Iterable[Sequence[float]], most: float = math.inf) -> Spread:
+        """Updated with groups of values, each group around a mean of its own; groups of one say nothing.
+
+        most: what a value counts as if it lies further from its mean.
+        """
+        told = [
+            (sum(min(abs(value - fmean(group)), most) ** 2 for value in group), len(group) - 1)
+            for group in groups
+            if group
+        ]
         squares, dof = sum(square for square, _ in told), sum(degrees for _, degrees in told)
         return Spread(math.sqrt((self.dof * self.sd**2 + squares) / (self.dof + dof)), self.dof + dof)
 
@@ -42,12 +49,32 @@ class Spread:
         return float(stdtrit(self.dof, level)) * self.sd / math.sqrt(runs)
 
 
+def without_luck(gain: float, least: float, error: float) -> float:
+    """What a measured gain is worth that would not have been believed below `least`: luck helps past that (the winner's
+    curse).
+
+    The mean of the gain and of its conditional maximum likelihood estimate, never below zero: Zhong and Prentice 2008,
+    https://doi.org/10.1093/biostatistics/kxn001. error: standard error of the gain, all in one unit.
+    """
+
+    def expected(truth: float) -> float:
+        z = (truth - least) / error
+        return truth + error * math.exp(-0.5 * z * z - float(log_ndtr(z))) / math.sqrt(2 * math.pi)
+
+    low, high = 0.0, max(0.0, gain)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected(middle) < gain else (low, middle)
+    return (gain + low) / 2
+
+
 @dataclass(frozen=True)
 class Noise:
     over_seeds: Spread
     paired: Spread
 
 
+OUTLIER = 3.0
 # (σ, paired) as shares of the score, and how many degrees of freedom they are worth elsewhere. On CPUs: 75 runs of
 # fifteen variants of train.py and 33 of eleven kept ones, at 2e12 FLOPs, gave 0.0030 and 0.0052 from seed to seed and
 # 0.0037 and 0.0045 in pairs (docs/bench.md, benchmarks/results/optim_trainer.json and session_forty_repeated.json).
@@ -62,5 +89,12 @@ def prior(device: str, score: float) -> Noise:
 
 
 def measured(before: Noise, groups: Iterable[Sequence[float]], pairs: Iterable[Sequence[float]]) -> Noise:
-    """groups: scores of one candidate on several seeds. pairs: differences of two candidates, a seed each."""
-    return Noise(before.over_seeds.pooled(groups), before.paired.pooled(pairs))
+    """groups: scores of one candidate on several seeds. pairs: differences of two candidates, a seed each.
+
+    A prior of pairs moves with σ, of which more is measured. One candidate that falls apart on some seed would hide all
+    later gains, so no deviation counts as more than OUTLIER of what even unrelated seeds would give.
+    """
+    over_seeds = before.over_seeds.pooled(groups)
+    share = over_seeds.sd / before.over_seeds.sd if before.over_seeds.sd else 1.0
+    most = OUTLIER * math.sqrt(2) * over_seeds.sd
+    return Noise(over_seeds, Spread(before.paired.sd * share, before.paired.dof).pooled(pairs, most))

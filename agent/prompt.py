@@ -223,7 +223,9 @@ def _counts(records: Sequence[Record], incumbent: Record | None, direction: str)
     if first is not None:
         lines.append(f"Baseline val_bpb {value(first.val_bpb)}.")
     if incumbent is not None:
-        spread = f" (mean of {incumbent.n}, sigma {value(incumbent.sigma)})" if (incumbent.n or 0) > 1 else ""
+        spread = (
+            f" (gain measured on {incumbent.n} seeds, sigma {value(incumbent.sigma)})" if (incumbent.n or 0) > 1 else ""
+        )
         lines.append(f"Each is trained for {cell(incumbent.budget)} on {cell(incumbent.hardware)}.")
         lines.append(f"Incumbent val_bpb {value(incumbent.val_bpb)}{spread}: {WORDS[direction][1]} is better, beat it.")
     return " ".join(lines)

@@ -12,14 +12,13 @@ from statistics import fmean
 
 from agent.candidate import digest_of
 from agent.errors import SmokeError
-from agent.folder import CHECKPOINT, CONFIG, EXECUTION, SPEC, SessionFolder
+from agent.folder import CHECKPOINT, CONFIG, EXECUTION, SPEC, SessionFolder, TrialFolder
 from agent.judge import after_audit
 from agent.ledger import kept, read
-from agent.recording import believed
 from agent.repo import Repo, trial_ref
 from agent.text import one_line
 from agent.trial import Bench
-from agent.values import Audit, Candidate, Proposal, Record, Status, Verdict
+from agent.values import Audit, Candidate, Finding, Proposal, Record, Status, Verdict
 from corpus.home import sha256
 from sandbox.pool import Slot
 
@@ -49,19 +48,37 @@ def recheck(bench: Bench, folder: SessionFolder, repo: Repo, retrain: bool) -> I
             values, audits, problem = _measure(bench, folder, repo, record, retrain)
         except (SmokeError, OSError) as error:
             values, audits, problem = [], [], one_line(str(error))
-        found = fmean(values) if values else None
-        keep = replace(KEEP, finding=folder.trial(record.trial or 0).finding())
+        finding = folder.trial(record.trial or 0).finding()
+        found, keep = _found(values, finding), replace(KEEP, finding=finding)
         again = [
             after_audit(keep, audit, before if audit is audits[-1] else None, bench.machine.device, bench.task)
             for audit in audits  # the last run's is what was compared with the incumbent's
         ]
         problem = problem or next((verdict.reason for verdict in again if verdict.status is not Status.KEEP), "")
         before = audits[-1] if audits else before
-        runs = folder.trial(record.trial or 0).runs()
+        runs = _counted(folder.trial(record.trial or 0))
         gone = not runs or not all((run / CHECKPOINT).is_file() for run in runs)
         allowed = RETRAINED if gone else SAME[bench.machine.device]
         problem = problem or _differs(record, found, allowed)
         yield Check(record.trial or 0, record.description, record.val_bpb, found, problem)
+
+
+def _counted(trial: TrialFolder) -> list[Path]:
+    """The runs that its value comes from: those on fresh seeds, where those decided."""
+    finding = trial.finding()
+    if finding is None:
+        return trial.runs()
+    return [run for run in trial.runs() if json.loads((run / SPEC).read_text())["seed"] in finding.gains]
+
+
+def _found(values: list[float], finding: Finding | None) -> float | None:
+    """What the row should say: its score, or, if it was kept for a gain on fresh seeds, what follows from that gain.
+
+    A change of its scores there, from what was found then, changes the gain by as much.
+    """
+    if not values:
+        return None
+    return fmean(values) if finding is None else finding.value + fmean(values) - finding.score
 
 
 def _measure(
@@ -77,7 +94,7 @@ def _measure(
     if commit is None or (record.commit or "?") != commit[:7]:
         return values, audits, f"expected commit {record.commit} under its ref, found {commit and commit[:7]}"
     candidate = _candidate(repo.read(commit, bench.task.targets), commit)
-    for run in believed(folder.trial(number).runs()) or [folder.trial(number).run(0)]:
+    for run in _counted(folder.trial(number)) or [folder.trial(number).run(0)]:
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
             gone = not (run / CHECKPOINT).is_file()

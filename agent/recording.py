@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import TypeVar
+from statistics import stdev
 
 from agent.text import one_line
 from agent.values import Proposal, Record, Run, Status, Trial, Verdict
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,18 +22,17 @@ class Origin:
 
 
 def record_of(trial: Trial, verdict: Verdict, parent: Record | None, cost_usd: float, origin: Origin) -> Record:
-    """The row of a trial that ran. For a keep the value is the mean of its runs on fresh seeds, where it has any;
-    otherwise the first run's.
+    """The row of a trial that ran. Its value is what fresh seeds have shown: the parent's, less the gain there; of one
+    that ran on one seed only, its score there.
 
-    A number that did not survive its audit is in the reason only.
+    A number that did not survive its audit, or of code that crashed on another seed, is in the reason only.
     """
-    first, proposal = trial.runs[0], trial.candidate.proposal
-    counted = believed(trial.runs) if verdict.status is Status.KEEP else trial.runs[:1]
-    values = [run.metrics.val_bpb for run in counted if run.metrics is not None and verdict.status is not Status.REJECT]
-    metrics = first.metrics
+    first, proposal, metrics = trial.runs[0], trial.candidate.proposal, trial.runs[0].metrics
+    value = verdict.finding.value if verdict.finding else metrics.val_bpb if metrics else None
+    gains = list(verdict.finding.gains.values()) if verdict.finding else []
     return Record(
         commit=trial.commit[:7],
-        val_bpb=fmean(values) if values else None,
+        val_bpb=value if verdict.status in (Status.KEEP, Status.DISCARD) else None,
         memory_gb=metrics.peak_vram_mb / 1024 if metrics else first.execution.peak_rss_mb / 1024,
         status=verdict.status.value,
         description=proposal.description,
@@ -46,8 +42,8 @@ def record_of(trial: Trial, verdict: Verdict, parent: Record | None, cost_usd: f
         category=proposal.category,
         budget=proposal.budget or origin.budget,
         seed=first.seed,
-        n=len(counted),
-        sigma=stdev(values) if len(values) > 1 else None,
+        n=len(gains) or 1,
+        sigma=stdev(gains) if len(gains) > 1 else None,
         fraction=first.fraction,
         train_seconds=metrics.training_seconds if metrics else None,
         total_seconds=_total_seconds(trial.runs),
@@ -60,11 +56,6 @@ def record_of(trial: Trial, verdict: Verdict, parent: Record | None, cost_usd: f
         data=origin.data,
         reason=verdict.reason,
     )
-
-
-def believed(runs: Sequence[T]) -> Sequence[T]:
-    """Of a keep's runs those that its value is the mean of: the first one got it this far, perhaps by luck."""
-    return runs[1:] or runs
 
 
 def rejected(number: int, proposal: Proposal | None, reason: str, cost_usd: float, origin: Origin) -> Record:

@@ -235,7 +235,7 @@ def build_parts(
         repo=repo,
         folder=session.folder,
         bench=bench,
-        judge=make_judge(session.facts["judge"], session.task, session.seed),
+        judge=make_judge(session.facts["judge"], session.task),
         proposers=proposers,
         pool=pool,
         stop=Stop(settings.experiments, until, settings.max_usd),

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from agent.folder import SessionFolder
-from agent.judge import Standing
+from agent.judge import RERUNS, SPARE, Standing
 from agent.reruns import noise_of, scores
 from agent.values import Record
 
@@ -31,7 +31,8 @@ def standing_of(
     finding = trial.finding()
     conceded = finding.conceded if finding else 0.0
     simpler = sum(map(nodes, ours.values())) < sum(map(nodes, theirs.values()))
-    return Standing(now, noise, first, scores(trial.defence()), simpler, conceded)
+    seeds = trial.seeds(RERUNS + SPARE)
+    return Standing(now, noise, seeds, first, scores(trial.defence()), simpler, conceded)
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ file of them, and what it hands over goes through that process, too: nothing is 
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any
 
 from agent.cell import Cell, Job, failure_of
 from agent.config import Task
-from agent.folder import CHECKPOINT, EXECUTION, METRICS, RUN_LOG, SPEC
+from agent.folder import CHECKPOINT, EXECUTION, METRICS, RUN_LOG, SPEC, TrialFolder
 from agent.machine import Machine
 from agent.scoring import BASELINE_SECONDS, Scorer
 from agent.smoke import NO_CHECKPOINT, Pace, Smoke, SmokeTest
@@ -65,6 +66,8 @@ class Bench:
     ) -> Run:
         """Train `candidate` in `folder` and measure it. Whatever goes wrong is in the Run, not raised."""
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (EXECUTION, METRICS):  # of a run that was cut off
+            (folder / name).unlink(missing_ok=True)
         spec = {"seed": seed, "budget": budget, "flop_per_token": smoke.flop_per_token if smoke else None}
         write_aside(folder / SPEC, json.dumps(spec | {"sandbox": self.cell.isolation.level}, indent=1))
         limit = self.wall_limit(Budget.parse(budget))
@@ -94,6 +97,16 @@ class Bench:
         )
         _write_run(folder, result, fed | {"scoring": scored})
         return result
+
+    def finished(self, trial: TrialFolder) -> tuple[Run, ...]:
+        """Runs of a trial that was cut off, up to the first that left no number; what lies behind them goes."""
+        runs: list[Run] = []
+        for folder in trial.runs():
+            if len(runs) == int(folder.name) and (run := _read_run(folder)) is not None:
+                runs.append(run)
+            else:
+                shutil.rmtree(folder)
+        return tuple(runs)
 
     def wall_limit(self, budget: Budget) -> float:
         if budget.unit == "s":
@@ -160,6 +173,20 @@ def _metrics(log: Path) -> tuple[Metrics | None, str]:
         return parse_summary(log.read_text(errors="replace")), ""
     except MetricsError as error:
         return None, f"no number: {error}"
+
+
+def _read_run(folder: Path) -> Run | None:
+    """A run that left a number, as it was written."""
+    if not all((folder / name).is_file() for name in (SPEC, EXECUTION, METRICS)):
+        return None
+    spec, facts, metrics = (json.loads((folder / name).read_text()) for name in (SPEC, EXECUTION, METRICS))
+    measured = facts.pop("measured")
+    flop, share = measured.get("flop"), float(measured.get("progress", 1.0))
+    execution = Execution(**facts | {"ending": Ending(facts["ending"]), "log_path": folder / RUN_LOG})
+    if execution.ending is Ending.CANCELLED:
+        return None
+    tflop = None if flop is None else flop / 1e12
+    return Run(spec["seed"], spec["budget"], execution, Metrics(**metrics), tflop=tflop, fraction=share)
 
 
 def _write_run(folder: Path, result: Run, measured: Mapping[str, Any]) -> None:

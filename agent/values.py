@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import fmean
 from typing import Protocol
 
 from sandbox.metrics import Metrics
@@ -131,17 +132,24 @@ class Trial:
 class Finding:
     """What runs of candidate and incumbent on the same fresh seeds have shown, in the metric's unit.
 
-    gain: mean over the seeds of how much better the candidate is. bound: what the gain is at least, at the judge's
-    level. sd, dof: of one seed's difference, pooled, and its degrees of freedom. conceded: what was given away for
-    simplicity since the last gain, this trial included.
+    gains: how much better the candidate is, by seed. bound: what the gain is at least, at the level of that look. sd,
+    dof: of one seed's difference, pooled, and its degrees of freedom. score: mean of the candidate's runs there. value:
+    what follows for its row: the incumbent's, less the gain without the luck in it; scores of unlike seeds do not
+    compare. conceded: what
+    was given away for simplicity and not won back since, this trial included.
     """
 
-    gain: float
+    gains: Mapping[int, float]
     bound: float
     sd: float
     dof: float
-    seeds: tuple[int, ...]
+    score: float
+    value: float
     conceded: float = 0.0
+
+    @property
+    def gain(self) -> float:
+        return fmean(self.gains.values())
 
 
 @dataclass(frozen=True)
@@ -164,8 +172,9 @@ class RunAgain:
 class Record:
     """One row of results.tsv. None is unknown, never zero.
 
-    memory_gb: peak, GiB. tokens_M: millions of training tokens. n, sigma: how many runs the value is a mean of, and
-    their standard deviation. fraction: share of the budget spent. total_seconds: from start of process to score.
+    memory_gb: peak, GiB. tokens_M: millions of training tokens. n, sigma: how many seeds its gain over its parent is a
+    mean of, and the standard deviation of those gains; 1 where there was one run. fraction: share of the budget spent.
+    total_seconds: from start of process to score, of all its runs.
     """
 
     commit: str | None

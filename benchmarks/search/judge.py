@@ -26,7 +26,7 @@ from agent.config import Task
 from agent.judge import Confirm, Greedy, Judge, Standing
 from agent.ledger import kept, read
 from agent.noise import Noise, Spread, measured
-from agent.values import Candidate, Proposal, Record, Run, RunAgain, Status, Trial
+from agent.values import Candidate, Proposal, Record, Run, RunAgain, Status, Trial, Verdict
 from benchmarks.records import COLOURS, drawing, facts, headline, markdown, options, save
 from sandbox.metrics import Metrics
 from sandbox.process import Ending, Execution
@@ -85,6 +85,9 @@ class World:
         value = truth + self.seeds[seed] + self.rng.gauss(0, SIGMA * math.sqrt(1 - SHARED))
         return Run(seed, BUDGET, EXECUTION, replace(METRICS, val_bpb=value))
 
+    def fresh(self) -> tuple[int, ...]:
+        return tuple(self.rng.getrandbits(31) for _ in range(judge.RERUNS))
+
     def effect(self, truth: float) -> float:
         drawn = self.rng.choice(self.effects)
         return drawn if drawn > 0 or self.to_gain is None else drawn * max(0.0, 1 + truth / self.to_gain)
@@ -92,10 +95,11 @@ class World:
 
 @dataclass
 class Incumbent:
-    """Its row, its score on the first seed, and what it showed on fresh ones."""
+    """Its row, its score on the first seed, its fresh ones, and what it showed there."""
 
     row: Record
     first: float
+    seeds: tuple[int, ...]
     defence: dict[int, float | None] = field(default_factory=dict)
 
 
@@ -120,40 +124,44 @@ def session(world: World, how: Judge) -> Tally:
     tally, truth = Tally(), 0.0
     paired = SIGMA * math.sqrt(2 * (1 - SHARED))
     before = noise = Noise(Spread(PRIOR * SIGMA, 8.0), Spread(PRIOR * paired, 8.0))
-    groups: list[list[float]] = []
     pairs: list[list[float]] = []
     start = world.run(truth, SEED)
-    now = Incumbent(_row(0, [start]), _value(start))
+    now = Incumbent(_row(0, _value(start)), _value(start), world.fresh())
+    all_of_them = [now]
     while world.runs < COMPUTE:
         tally.trials += 1
         effect = world.effect(truth)
         if effect == 0:  # the same computation: the same number
             world.runs += 1
             continue
-        trial, kept_it = _judged(world, how, now, truth, effect, noise, tally.trials)
+        trial, verdict = _judged(world, how, now, truth, effect, noise, tally.trials)
+        kept_it = verdict.status is Status.KEEP
         tally.large, tally.found = tally.large + (effect < -2 * SIGMA), tally.found + (kept_it and effect < -2 * SIGMA)
         if len(trial.runs) > 1:
             fresh = {run.seed: _value(run) for run in trial.runs[1:]}
-            groups.append(list(fresh.values()))
             pairs.append([value - theirs for seed, value in fresh.items() if (theirs := now.defence[seed]) is not None])
-            noise = measured(before, groups, pairs)
+            noise = measured(before, [list(filter(None, one.defence.values())) for one in all_of_them], pairs)
         if kept_it:
             tally.kept, tally.false, truth = tally.kept + 1, tally.false + (effect > 0), truth + effect
-            now = Incumbent(_row(tally.trials, trial.runs[1:] or trial.runs), _value(trial.runs[0]))
+            value = verdict.finding.value if verdict.finding else _value(trial.runs[0])
+            now = Incumbent(_row(tally.trials, value), _value(trial.runs[0]), world.fresh())
+            all_of_them.append(now)
     tally.best, tally.claimed = truth / SIGMA, ((now.row.val_bpb or 0.0) - _value(start)) / SIGMA
     return tally
 
 
 def _judged(
     world: World, how: Judge, now: Incumbent, truth: float, effect: float, noise: Noise, number: int
-) -> tuple[Trial, bool]:
+) -> tuple[Trial, Verdict]:
     trial = Trial(number, "", Candidate(Proposal((), ""), {}, "", "", ""), (world.run(truth + effect, SEED),))
-    while isinstance(wanted := how.decide(trial, Standing(now.row, noise, now.first, now.defence)), RunAgain):
+    while isinstance(
+        wanted := how.decide(trial, Standing(now.row, noise, now.seeds, now.first, now.defence)), RunAgain
+    ):
         if wanted.incumbent:
             now.defence[wanted.seed] = _value(world.run(truth, wanted.seed))
         else:
             trial = replace(trial, runs=(*trial.runs, world.run(truth + effect, wanted.seed)))
-    return trial, wanted.status is Status.KEEP
+    return trial, wanted
 
 
 def _value(run: Run) -> float:
@@ -161,8 +169,7 @@ def _value(run: Run) -> float:
     return run.metrics.val_bpb
 
 
-def _row(number: int, runs: Sequence[Run]) -> Record:
-    value = statistics.fmean(map(_value, runs))
+def _row(number: int, value: float) -> Record:
     return Record(f"{number:07}", value, 0.1, "keep", "", trial=number, budget=BUDGET)
 
 
@@ -188,30 +195,36 @@ def judges(grid: bool) -> Iterator[tuple[str, Judge]]:
     """Greedy, and the other as it is; with `grid` at other settings, too."""
     task, as_it_is = Task(), (judge.RERUNS, judge.LEVEL, judge.WORTH)
     yield "greedy", Greedy(task)
-    yield "confirm", Confirm(task, SEED)
+    yield "confirm", Confirm(task)
     for runs, level, worth in GRID if grid else ():
         judge.RERUNS, judge.LEVEL, judge.WORTH = runs, level, worth
-        yield f"confirm: {runs} seeds, level {level}, worth {worth}", Confirm(task, SEED)
+        yield f"confirm: {runs} seeds, level {level}, worth {worth}", Confirm(task)
     judge.RERUNS, judge.LEVEL, judge.WORTH = as_it_is
 
 
 def looks(repeats: int) -> dict[str, float]:
-    """How often a candidate that is no better, and got past the first run, is kept: with and without looking early."""
-    rates, clear = {}, judge.CLEAR
-    for name, value in {"as it is": clear, "no early keep": math.inf}.items():
-        judge.CLEAR = value
-        rng, kept_ones, passed = random.Random("looks"), 0, 0
-        spread = SIGMA * math.sqrt(2 * (1 - SHARED))
-        noise = Noise(Spread(SIGMA, 1e6), Spread(spread, 1e6))
-        for number in range(repeats):
-            world = World(rng, [0.0], None)
-            start = world.run(0.0, SEED)
-            now = Incumbent(_row(0, [start]), _value(start))
-            trial, kept_it = _judged(world, Confirm(Task(), number), now, 0.0, 0.0, noise, 1)
-            passed, kept_ones = passed + (len(trial.runs) > 1), kept_ones + kept_it
-        rates[name] = kept_ones / passed
-    judge.CLEAR = clear
+    """How often a candidate that is no better, and got past the first run, is kept: with and without looking early, and
+    with the noise known or as a session begins, from a prior that is right."""
+    rates, early = {}, judge.EARLY
+    for dof, known in ((1e6, "noise known"), (8.0, "prior only")):
+        for level, name in ((early, "as it is"), (1 - 1e-12, "no early keep")):
+            judge.EARLY = level
+            rates[f"{known}, {name}"] = _kept_by_luck(random.Random("looks"), dof, repeats)
+    judge.EARLY = early
     return rates
+
+
+def _kept_by_luck(rng: random.Random, dof: float, repeats: int) -> float:
+    noise = Noise(Spread(SIGMA, dof), Spread(SIGMA * math.sqrt(2 * (1 - SHARED)), dof))
+    passed = kept_ones = 0
+    for _ in range(repeats):
+        world = World(rng, [0.0], None)
+        start = _value(world.run(0.0, SEED))
+        trial, verdict = _judged(
+            world, Confirm(Task()), Incumbent(_row(0, start), start, world.fresh()), 0.0, 0.0, noise, 1
+        )
+        passed, kept_ones = passed + (len(trial.runs) > 1), kept_ones + (verdict.status is Status.KEEP)
+    return kept_ones / passed
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -262,7 +275,7 @@ def main() -> None:
     )
     print(table(rows))
     print(
-        f"\nNo better, past the first run, and kept: {', '.join(f'{rate:.1%} {name}' for name, rate in rates.items())}"
+        f"\nNo better, past the first run, and kept: {'; '.join(f'{name}: {rate:.1%}' for name, rate in rates.items())}"
     )
     save(result, given.json)
     draw(rows, given.plot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 
 from agent.folder import SessionFolder
 from agent.measuring import as_text, seeds_of
-from agent.noise import PRIORS, Spread, measured, prior
+from agent.noise import PRIORS, Spread, measured, prior, without_luck
 from agent.reruns import noise_of, scores
 from tests.agent.test_cli import overnight
+from tests.conftest import commit_all
 
 LIKE = {"data_id": "d", "budget": "10steps", "hardware": "cpu x2", "torch": "2"}
 
@@ -35,17 +37,35 @@ def test_quantiles_are_students_and_of_chi_square() -> None:
 def test_a_prior_is_a_share_of_the_score_and_gives_way_to_measurements(device: str) -> None:
     before = prior(device, 1.5)
     assert before.over_seeds.sd == pytest.approx(1.5 * PRIORS[device][0])
-    many = [[0.0, 0.2]] * 500  # sd 0.1414
-    after = measured(before, many, many)
+    after = measured(before, [[0.0, 0.2]] * 500, [[0.0, 0.1]] * 500)
     assert after.over_seeds.sd == pytest.approx(0.1414, rel=0.02)
-    assert after.paired == measured(before, [], many).paired
+    assert after.paired.sd == pytest.approx(0.0707, rel=0.05)
+    only_seeds = measured(before, [[0.0, 0.2]] * 500, []).paired
+    assert only_seeds.sd == pytest.approx(after.over_seeds.sd * before.paired.sd / before.over_seeds.sd)
+    assert only_seeds.dof == before.paired.dof
 
 
-def run(folder: Path, seed: int, score: float | None, ended: bool = True) -> None:
+@pytest.mark.parametrize("truth", [0.5, 1.0, 2.0, 4.0])
+def test_believed_gains_are_worth_less_by_the_luck_that_got_them_believed(truth: float) -> None:
+    rng = random.Random(1)
+    believed = [gain for _ in range(4000) if (gain := rng.gauss(truth, 1.0)) > 1.5]
+    naive, fair = statistics.fmean(believed), statistics.fmean(without_luck(gain, 1.5, 1.0) for gain in believed)
+    assert abs(fair - truth) < max(0.1, 0.62 * abs(naive - truth))
+    assert without_luck(9.0, 1.5, 1.0) == pytest.approx(9.0)
+    assert without_luck(-1.0, 1.5, 1.0) <= 0.0
+
+
+def test_one_candidate_that_falls_apart_hides_no_later_gain() -> None:
+    before = prior("cpu", 1.385)
+    after = measured(before, [], [[0.002, 2.1], [0.001, -0.001]])
+    assert before.paired.sd < after.paired.sd < 5 * before.paired.sd
+
+
+def run(folder: Path, seed: int, score: float | None, ended: bool = True, ending: str = "exited") -> None:
     folder.mkdir(parents=True)
     (folder / "trial.json").write_text(json.dumps({"seed": seed}))
     if ended:
-        (folder / "execution.json").write_text("{}")
+        (folder / "execution.json").write_text(json.dumps({"ending": ending}))
     if score is not None:
         (folder / "metrics.json").write_text(json.dumps({"val_bpb": score}))
 
@@ -70,8 +90,11 @@ def test_every_rerun_of_a_session_that_is_alike_counts(tmp_path: Path) -> None:
         run(folder.noise_run(4), 4, 2.4)
         run(folder.noise_run(5), 5, None)
         run(folder.noise_run(6), 6, 7.0, ended=False)
+    run(one.noise_run(7), 7, None, ending="cancelled")
+    (begun(tmp_path, "broken").path / "session.json").write_text("{")
+    begun(tmp_path, "another", task="other")
     before, found = prior("cpu", 1.0), noise_of(tmp_path, LIKE, "cpu", 1.0)
-    wanted = measured(before, [[1.0, 1.2], [0.9, 1.3], [2.0, 2.4]], [[-0.1, 0.1]])
+    wanted = measured(before, [[1.0, 1.2], [2.0, 2.4]], [[-0.1, 0.1]])
     for mine, theirs in ((found.over_seeds, wanted.over_seeds), (found.paired, wanted.paired)):
         assert (mine.sd, mine.dof) == (pytest.approx(theirs.sd), theirs.dof)
     assert scores(one.noise()) == {3: 2.0, 4: 2.4, 5: None}
@@ -89,8 +112,6 @@ print("mfu_percent: 1.0", "total_tokens_M: 0.1", "num_steps: 10", "num_params_M:
 
 def test_the_command_measures_pools_and_makes_no_run_twice(project: Path) -> None:
     (project / "train.py").write_text(NOISY)
-    from tests.conftest import commit_all
-
     commit_all(project)
     first = overnight(project, "noise", "--seeds", "3", "--budget", "10steps", "--json")
     assert first.returncode == 0, first.stderr
@@ -112,6 +133,9 @@ def test_the_command_measures_pools_and_makes_no_run_twice(project: Path) -> Non
 
 
 def test_without_a_run_there_is_nothing_to_say(project: Path) -> None:
-    done = overnight(project, "noise", "--seeds", "0", "--budget", "10steps")
+    (project / "train.py").write_text("raise SystemExit(3)\n")
+    commit_all(project)
+    done = overnight(project, "noise", "--seeds", "2", "--budget", "10steps")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "expected a run with a score" in done.stderr
+    assert done.stdout.count("no number") == 2

@@ -175,7 +175,7 @@ def test_values_keep_six_significant_digits() -> None:
 
 
 def test_several_runs_show_their_spread() -> None:
-    assert "(mean of 3, sigma 0.001200000)" in build(history(record(0, "keep", 1.5, n=3, sigma=0.0012)))
+    assert "(gain measured on 3 seeds, sigma 0.001200000)" in build(history(record(0, "keep", 1.5, n=3, sigma=0.0012)))
 
 
 def test_near_misses_are_ranked_among_comparable_rows_only() -> None:
