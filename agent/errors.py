@@ -8,6 +8,7 @@
     │   ├── PatchError          an edit does not fit the source
     │   ├── PreflightError      the candidate breaks the contract
     │   ├── DuplicateError      it was tried before
+    │   ├── SteeringError       more of what has led nowhere
     │   └── SmokeError          two small steps of it fail
     └── ProviderError       whoever makes proposals cannot be reached
         ├── ProviderRefused     400 401 403 404, unknown model or price        pause it, others go on, else exit 1
@@ -63,6 +64,10 @@ class PreflightError(ProposalError):
 
 
 class DuplicateError(ProposalError):
+    pass
+
+
+class SteeringError(ProposalError):
     pass
 
 

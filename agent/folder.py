@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -177,6 +177,11 @@ class SessionFolder:
             return Audit(0, None, None, None, None, "gone")
         metrics = _read_json(runs[-1] / METRICS) or {}
         return Audit(**facts | {"val_bpb": metrics.get("val_bpb")})
+
+    def diffs(self, records: Iterable[Record]) -> dict[int, str]:
+        """Of those trials whose folders hold one."""
+        found = {record.trial: self.trial(record.trial).path / "diff.patch" for record in records if record.trial}
+        return {number: path.read_text(errors="replace") for number, path in found.items() if path.is_file()}
 
     def guidance(self) -> str:
         path = self.path / "guidance.md"

@@ -14,19 +14,21 @@ from datetime import datetime
 from agent import candidate as candidates
 from agent.cell import end_of
 from agent.desk import REPAIRS, Desk, Draft, Gate, Ready
-from agent.errors import SmokeError, StateError
+from agent.errors import SmokeError, StateError, SteeringError
 from agent.flight import Flight, auditing, training
 from agent.folder import SessionFolder, drop_weights
 from agent.forecast import forecast
-from agent.judge import Judge, Standing, after_audit
+from agent.judge import Confirm, Judge, Standing, after_audit
 from agent.ledger import incumbent
 from agent.memory import CutOff, Memory
 from agent.recording import Origin, record_of, rejected
 from agent.repo import Repo, trial_ref
 from agent.smoke import Smoke
 from agent.standing import standing_of
+from agent.steering import near_misses, plateau, refused
 from agent.stops import Stop, experiments, spent
 from agent.trial import Bench
+from agent.turns import turned
 from agent.values import (
     Audit,
     Candidate,
@@ -322,6 +324,7 @@ class Loop:
         parts = self.parts
         done = experiments(self.records)
         said = forecast(parts.origin, self.bench, parts.stop, done, parts.proposers, self.history())
+        said += "; what looks like a gain is run again, 2 to 6 times in all" if isinstance(parts.judge, Confirm) else ""
         if said != self.said:
             self.parts.say(said)
         self.said = said
@@ -336,7 +339,8 @@ class Loop:
         now = incumbent(self.records)
         guidance = self.parts.folder.guidance()
         device, direction = self.bench.machine.device, self.bench.task.direction
-        told = self.failure, guidance, self.bench.fixed, device, direction
+        near = near_misses(self.records, now, direction)[:2] if plateau(self.records) else []
+        told = self.failure, guidance, self.bench.fixed, device, direction, self.parts.folder.diffs(near)
         return History(tuple(self.records), now, self.sources, *told)
 
     def _land(self) -> None:
@@ -345,6 +349,9 @@ class Loop:
 
     def _check(self, proposal: Proposal, number: int) -> tuple[Candidate, Smoke | None]:
         candidate = candidates.build(proposal, self.sources, self.commit, self.bench.task, self.memory.tried)
+        turn = turned(self.sources, candidate.sources, self.bench.machine.device)
+        if why := refused(proposal, turn, self.records):
+            raise SteeringError(why)
         return candidate, self._smoke(candidate, number)
 
     def _smoke(self, candidate: Candidate, number: int) -> Smoke | None:

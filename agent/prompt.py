@@ -14,6 +14,7 @@ from itertools import islice
 
 from agent.clients.base import Conversation, Message
 from agent.constants import holds
+from agent.steering import advice, near_misses
 from agent.text import one_line, plain
 from agent.values import History, Proposal, Record, Status
 
@@ -23,10 +24,10 @@ MAX_PUBLIC = 20_000
 MAX_SOURCE = 200_000
 MAX_FAILURE = 4_000
 MAX_GUIDANCE = 8_000
+MAX_DIFF = 8_000
 MAX_CELL = 200
 # Caps in rows.
 MAX_KEPT = 12
-MAX_NEAR = 10
 MAX_RECENT = 20
 MAX_FAILED = 30
 MAX_CATEGORIES = 12
@@ -83,7 +84,9 @@ def build(
         "# What prepare.py offers (fixed)\n" + fence("prepare.py, signatures only", head(prepare_public, MAX_PUBLIC)),
     )
     task = TASK.format(improve=WORDS[history.direction][0])
-    turn = "\n\n".join(filter(None, (*_digest(history), *_now(history, in_flight), task + text_format)))
+    turn = "\n\n".join(
+        filter(None, (*_digest(history), *_turn(history), *_now(history, in_flight), task + text_format))
+    )
     return Conversation(("\n\n".join(filter(None, fixed)), _sources(history)), (Message("user", turn),))
 
 
@@ -192,6 +195,16 @@ def _now(history: History, in_flight: Sequence[Proposal]) -> Iterable[str]:
         yield "# Guidance from the user (comes before everything else)\n" + head(plain(history.guidance), MAX_GUIDANCE)
 
 
+def _turn(history: History) -> Iterable[str]:
+    """Where to look, once it has repeated itself or got nowhere for a while."""
+    if lines := advice(history.records, history.incumbent, history.direction):
+        yield "# Where to turn now\n" + "\n".join(lines)
+    for number, diff in history.near.items():
+        yield f"# The near miss of trial {number}, against what the incumbent was then\n" + fence(
+            "diff", head(diff, MAX_DIFF)
+        )
+
+
 def _digest(history: History) -> Iterable[str]:
     """The ledger in a few tables, each of bounded length. Values are compared only where they can be."""
     records, incumbent = history.records, history.incumbent
@@ -201,8 +214,7 @@ def _digest(history: History) -> Iterable[str]:
     yield _table("Hit rate by category: kept / tried", _hit_rates(records))
     ranked = [record for record in records if _number(record) and _comparable(record, incumbent)]
     kept = [record for record in ranked if _is(record, Status.KEEP)][-MAX_KEPT:]
-    lost = (record for record in ranked if _is(record, Status.DISCARD))
-    near = sorted(lost, key=_number, reverse=history.direction == "max")[:MAX_NEAR]
+    near = near_misses(records, incumbent, history.direction)
     recent = records[-MAX_RECENT:]
     shown = {id(record) for record in (*kept, *near, *recent)}
     rest = (record for record in reversed(records) if id(record) not in shown and not _is(record, Status.KEEP))

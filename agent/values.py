@@ -207,6 +207,7 @@ class Record:
 class History:
     """What a proposer may look at: every row so far, the incumbent and its sources, and what a human or a crash said.
 
+    near: trial → diff of near misses worth another look, none while there is progress.
     sources: path → text of the incumbent's target files. failure: tail of the last crash's log, "" when none.
     device: the type that runs train on, cpu, cuda or mps. direction: whether min or max of the metric is better.
     """
@@ -219,6 +220,7 @@ class History:
     fixed: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     direction: str = "min"
+    near: Mapping[int, str] = field(default_factory=dict)
 
 
 class Proposer(Protocol):

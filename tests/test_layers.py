@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "agent.dialogue",
         "agent.judge",
         "agent.noise",
+        "agent.steering",
         "agent.turns",
         "agent.ledger",
         "agent.machine",
@@ -74,6 +75,7 @@ FAMILIES: tuple[set[str], ...] = (
     {"agent.prompt", "agent.constants"},
     {"agent.judge", "agent.config", "agent.noise"},
     {"agent.turns", "agent.constants", "agent.patch", "agent.preflight"},
+    {"agent.prompt", "agent.steering", "agent.ledger", "agent.turns"},
     {"agent.report", "agent.replay", "agent.ledger"},
 )
 

@@ -32,9 +32,11 @@ from tests.agent.test_repo import dirty, fingerprint
 from tests.conftest import CLAIMED, FAKE_TRAIN, commit_all, git
 
 
-def edit(search: str, replace: str, description: str = "an idea", **more: Any) -> dict[str, Any]:
+def edit(
+    search: str, replace: str, description: str = "an idea", category: str = "schedule", **more: Any
+) -> dict[str, Any]:
     edits = [{"path": "train.py", "search": search, "replace": replace}]
-    return {"tool": {"description": description, "hypothesis": "h", "category": "schedule", "edits": edits}} | more
+    return {"tool": {"description": description, "hypothesis": "h", "category": category, "edits": edits}} | more
 
 
 def session(
@@ -391,7 +393,12 @@ def test_a_lucky_seed_is_not_kept_and_a_small_true_gain_is(project: Path) -> Non
     commit_all(project)
     lucky_one = edit("LUCKY = False", "LUCKY = True")
     session(project, [lucky_one], judge_name="confirm", experiments=1)
-    small = [lucky_one, edit("LR = 0.5", "LR = 0.49"), edit("LR = 0.49", "LR = 0.48"), edit("LR = 0.48", "LR = 0.6")]
+    small = [
+        lucky_one,
+        edit("LR = 0.5", "LR = 0.49"),
+        edit("LR = 0.49", "LR = 0.48"),
+        edit("LR = 0.48", "LR = 0.6", category="loss"),
+    ]
     _, loop = session(project, small, judge_name="confirm", experiments=4)
     assert statuses(project) == ["keep", "discard", "keep", "keep", "discard"]
     lucky, kept, kept_too, worse = rows(project)[1:]
@@ -468,6 +475,21 @@ def test_a_model_that_turns_the_same_constant_the_same_way_is_told_what_came_of_
     assert statuses(project) == ["keep", "discard", "keep", "discard"]
     told = "llm: LR up was tried on this very code: trial 1 (an idea) ended as discard with val_bpb 1.250000"
     assert capsys.readouterr().out.count(told) == 1
+
+
+def test_a_fourth_idea_of_one_category_is_sent_back_and_the_next_prompt_says_where_to_turn(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worse = [edit("LR = 0.5", "LR = 0.5\n" + "X = 1\n" * n + "LR += 0.1") for n in range(1, 4)]
+    fourth = edit("LR = 0.5", "LR = 0.5\nLR += 0.2")
+    other = edit("LR = 0.5", "LR = 0.5\nLR += 0.3", category="loss")
+    last = edit("LR = 0.5", "LR = 0.5\nLR += 0.4", category="data")
+    session(project, [*worse, fourth, other, last], experiments=5)
+    assert [record.category for record in rows(project)][1:] == [*["schedule"] * 3, "loss", "data"]
+    assert capsys.readouterr().out.count("llm: the last 3 proposals were all of category schedule; propose one of") == 1
+    trials = project / ".overnight/t/trials"
+    assert "The last 3 proposals were all of category schedule." not in (trials / "3/prompt.txt").read_text()
+    assert "The last 3 proposals were all of category schedule." not in (trials / "5/prompt.txt").read_text()
 
 
 class Twice:
