@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.desk import Draft
@@ -50,10 +50,9 @@ def training(bench: Bench, candidate: Candidate, folder: Path, seed: int, budget
 
 def auditing(bench: Bench, flight: Flight, folder: Path) -> Job:
     """folder: of the run that is asked again, blindly."""
-    metrics = flight.trial.runs[flight.audited].metrics
 
     def job(slot: Slot, cancel: threading.Event) -> Outcome:
         found = bench.scorer.audit(flight.trial.candidate, folder, slot, cancel)
-        return None if cancel.is_set() else replace(found, val_bpb=metrics.val_bpb if metrics else None)
+        return None if cancel.is_set() else found
 
     return job

@@ -168,15 +168,11 @@ class SessionFolder:
         return folder
 
     def audit_of(self, record: Record | None) -> Audit | None:
-        """The audit of a kept row, without numbers where its file is gone; None without a row."""
+        """The audit of a kept row's first run, without numbers where its file is gone; None without a row."""
         if record is None:
             return None
-        runs = self.trial(record.trial or 0).runs()
-        facts = _read_json(runs[-1] / "audit.json") if runs else None
-        if facts is None:
-            return Audit(0, None, None, None, None, "gone")
-        metrics = _read_json(runs[-1] / METRICS) or {}
-        return Audit(**facts | {"val_bpb": metrics.get("val_bpb")})
+        facts = _read_json(self.trial(record.trial or 0).run(0) / "audit.json")
+        return Audit(0, None, None, None, None, "gone") if facts is None else Audit(**facts)
 
     def diffs(self, records: Iterable[Record]) -> dict[int, str]:
         """Of those trials whose folders hold one."""

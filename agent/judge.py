@@ -169,7 +169,7 @@ def _unranked(trial: Trial, incumbent: Record | None) -> Verdict | None:
 
 
 def after_audit(keep: Verdict, audit: Audit, before: Audit | None, device: str, task: Task) -> Verdict:
-    """What an audit leaves of a keep. before: the incumbent's audit, None for the baseline.
+    """What an audit leaves of a keep. before: the incumbent's on the same seed, None where there is nothing to compare.
 
     Answers that differ are a reject, with both numbers. A gain that lives on the split that scores and not on the one
     that was held back is no gain.
@@ -184,22 +184,8 @@ def after_audit(keep: Verdict, audit: Audit, before: Audit | None, device: str, 
         return keep
     if before.held_bpb is None:
         return replace(keep, reason=f"{keep.reason}; the incumbent's audit is gone: its held-back score is unknown")
-    held = _held_back(keep.finding, audit, before, task)
-    if held > (-keep.finding.sd if keep.finding and keep.finding.bound <= 0 else 0.0):
+    worse = (audit.held_bpb - before.held_bpb) * (1 if task.direction == "min" else -1)
+    if worse < (keep.finding.sd if keep.finding and keep.finding.bound <= 0 else 0.0):  # simpler ones may lose a little
         return keep
-    gone = f"{0.0 + (-held if task.direction == 'min' else held):+.6f} on the held-back split"
+    gone = f"{audit.held_bpb - before.held_bpb:+.6f} on the held-back split"
     return Verdict(Status.DISCARD, f"{keep.reason}, but {gone}: no gain")
-
-
-def _held_back(finding: Finding | None, audit: Audit, before: Audit, task: Task) -> float:
-    """The gain on the split that was held back.
-
-    What fresh seeds have shown, less by how much more the candidate falls behind there than the incumbent does. Each
-    falls behind by the difference of one checkpoint's two scores, which the seed hardly moves; the scores it does.
-    """
-    assert audit.held_bpb is not None, "it was measured"
-    assert before.held_bpb is not None, "so was this"
-    sign = 1.0 if task.direction == "min" else -1.0
-    if finding is None or audit.val_bpb is None or before.val_bpb is None:
-        return sign * (before.held_bpb - audit.held_bpb)
-    return finding.gain - sign * ((audit.held_bpb - audit.val_bpb) - (before.held_bpb - before.val_bpb))

@@ -149,16 +149,12 @@ class Loop:
 
     def launch(self, flight: Flight) -> None:
         """Train it: once more, or the incumbent in its place, where the judge wants that."""
-        trial, again, proposal = flight.trial, flight.again, flight.trial.candidate.proposal
-        folder, candidate, smoke = (
-            self.parts.folder.trial(trial.number).run(len(trial.runs)),
-            trial.candidate,
-            flight.smoke,
-        )
-        now = incumbent(self.records)
+        trial, again = flight.trial, flight.again
+        candidate, proposal, smoke = trial.candidate, trial.candidate.proposal, flight.smoke
+        folder, now = self.parts.folder.trial(trial.number).run(len(trial.runs)), incumbent(self.records)
         if flight.defends and again is not None and now is not None:
-            folder, candidate = self.parts.folder.trial(now.trial or 0).defender(again.seed), self.holder
-            smoke = self._smoke(candidate, now.trial or 0)
+            candidate, number = self.holder, now.trial or 0
+            folder, smoke = self.parts.folder.trial(number).defender(again.seed), self._smoke(candidate, number)
         first = self.parts.seed if proposal.seed is None else proposal.seed
         budget = proposal.budget or self.parts.origin.budget
         job = training(self.bench, candidate, folder, again.seed if again else first, budget, smoke)
@@ -185,14 +181,10 @@ class Loop:
         self._judge(flight)
 
     def _judge(self, flight: Flight) -> None:
-        decision, number = (
-            self.parts.judge.decide(flight.trial, self._standing(flight.trial.candidate)),
-            flight.trial.number,
-        )
+        decision = self.parts.judge.decide(flight.trial, self._standing(flight.trial.candidate))
+        number, tag = flight.trial.number, self.parts.folder.tag
         if isinstance(decision, RunAgain) and self.interrupts:
-            self.parts.say(
-                f"trial {number} is undecided; `overnight run --tag {self.parts.folder.tag}` goes on with it"
-            )
+            self.parts.say(f"trial {number} is undecided; `overnight run --tag {tag}` goes on with it")
         elif isinstance(decision, RunAgain):
             self.parts.say(f"      trial {number}: {decision.reason}; next, seed {decision.seed}")
             self.launch(replace(flight, again=decision))
@@ -207,13 +199,16 @@ class Loop:
         self.flights[self.parts.pool.submit(auditing(self.bench, flight, folder))] = flight
 
     def _audited(self, flight: Flight, done: Audit) -> None:
-        """On to the next; of the last its score on the held-back split is compared, too."""
-        keep, flight = flight.keep, replace(flight, audited=flight.audited + 1)
+        """On to the next. Of the first the score on the held-back split is compared: the incumbent ran on that seed.
+
+        Nobody was chosen by that score; and what lies between the two splits is different with every seed.
+        """
+        keep, first, flight = flight.keep, flight.audited == 0, replace(flight, audited=flight.audited + 1)
         assert keep is not None, "only keeps are audited"
-        before = self.parts.folder.audit_of(incumbent(self.records)) if flight.held else None
+        before = self.parts.folder.audit_of(incumbent(self.records)) if first else None
         verdict = after_audit(keep, done, before, self.bench.machine.device, self.bench.task)
         if verdict.status is Status.KEEP and not flight.held:
-            self.audit(flight)
+            self.audit(replace(flight, keep=verdict))
         else:
             self.conclude(flight, verdict)
 

@@ -42,7 +42,7 @@ class Check:
 
 def recheck(bench: Bench, folder: SessionFolder, repo: Repo, retrain: bool) -> Iterator[Check]:
     """Every kept row, oldest first. retrain: train again where the checkpoint is gone."""
-    before: Audit | None = None
+    before, device = None, bench.machine.device
     for record in filter(kept, read(folder.ledger)):
         try:
             values, audits, problem = _measure(bench, folder, repo, record, retrain)
@@ -50,12 +50,9 @@ def recheck(bench: Bench, folder: SessionFolder, repo: Repo, retrain: bool) -> I
             values, audits, problem = [], [], one_line(str(error))
         finding = folder.trial(record.trial or 0).finding()
         found, keep = _found(values, finding), replace(KEEP, finding=finding)
-        again = [
-            after_audit(keep, audit, before if audit is audits[-1] else None, bench.machine.device, bench.task)
-            for audit in audits  # the last run's is what was compared with the incumbent's
-        ]
+        again = [after_audit(keep, one, None if finding else before, device, bench.task) for one in audits]
         problem = problem or next((verdict.reason for verdict in again if verdict.status is not Status.KEEP), "")
-        before = audits[-1] if audits else before
+        before = None if finding else audits[0] if audits else before  # to compare with on the session's seed
         runs = _counted(folder.trial(record.trial or 0))
         gone = not runs or not all((run / CHECKPOINT).is_file() for run in runs)
         allowed = RETRAINED if gone else SAME[bench.machine.device]
@@ -104,7 +101,7 @@ def _measure(
             if isinstance(score, str):
                 return values, audits, score
             values.append(score)
-            audits.append(replace(bench.scorer.audit(candidate, scratch, SLOT, threading.Event()), val_bpb=score))
+            audits.append(bench.scorer.audit(candidate, scratch, SLOT, threading.Event()))
     return values, audits, ""
 
 

@@ -97,8 +97,7 @@ class Audit:
     """What asking a model again, blindly, has shown.
 
     scored, blind: mean nats of the same `probes` places, as they were scored and as they are now; worst: the largest
-    difference of both. held_bpb: score of the held-back split, and val_bpb: of the split that scores, by the same
-    checkpoint. problem: why there is no answer, "" when there is one.
+    difference of both. held_bpb: score of the held-back split. problem: why there is no answer, "" when there is one.
     """
 
     probes: int
@@ -108,7 +107,6 @@ class Audit:
     held_bpb: float | None
     problem: str = ""
     seconds: float = 0.0
-    val_bpb: float | None = None
 
 
 # What a job of a pool comes back with; None when it was called off.
