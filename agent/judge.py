@@ -188,4 +188,4 @@ def after_audit(keep: Verdict, audit: Audit, before: Audit | None, device: str, 
     if worse < (keep.finding.sd if keep.finding and keep.finding.bound <= 0 else 0.0):  # simpler ones may lose a little
         return keep
     gone = f"{audit.held_bpb - before.held_bpb:+.6f} on the held-back split"
-    return Verdict(Status.DISCARD, f"{keep.reason}, but {gone}: no gain")
+    return replace(keep, status=Status.DISCARD, reason=f"{keep.reason}, but {gone}: no gain")

@@ -65,7 +65,12 @@ def _counted(trial: TrialFolder) -> list[Path]:
     finding = trial.finding()
     if finding is None:
         return trial.runs()
-    return [run for run in trial.runs() if json.loads((run / SPEC).read_text())["seed"] in finding.gains]
+    found = [run for run in trial.runs() if (run / SPEC).is_file() and _seed(run) in finding.gains]
+    return found if len(found) == len(finding.gains) else []
+
+
+def _seed(run: Path) -> int:
+    return int(json.loads((run / SPEC).read_text())["seed"])
 
 
 def _found(values: list[float], finding: Finding | None) -> float | None:
@@ -91,7 +96,10 @@ def _measure(
     if commit is None or (record.commit or "?") != commit[:7]:
         return values, audits, f"expected commit {record.commit} under its ref, found {commit and commit[:7]}"
     candidate = _candidate(repo.read(commit, bench.task.targets), commit)
-    for run in _counted(folder.trial(number)) or [folder.trial(number).run(0)]:
+    runs = _counted(folder.trial(number))
+    if not runs and folder.trial(number).finding() is not None:
+        return values, audits, "runs on fresh seeds are gone, which its value comes from"
+    for run in runs or [folder.trial(number).run(0)]:
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
             gone = not (run / CHECKPOINT).is_file()

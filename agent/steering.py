@@ -15,6 +15,7 @@ from agent.values import CATEGORIES, WRITERS, Proposal, Record, Status
 IN_A_ROW = 3  # proposals of one category
 PLATEAU = 8  # trials without a keep
 NEAR = 10
+KINDS = [name for name in CATEGORIES if name != "other"]  # which is also what is written where none was named
 
 
 def refused(proposal: Proposal, turn: Turn | None, records: Sequence[Record]) -> str:
@@ -51,7 +52,7 @@ def worn_out(records: Sequence[Record]) -> str:
     A crash and its repairs are one idea, which is not over yet.
     """
     last = [record.category for record in records if record.proposer in WRITERS and _ended(record)][-IN_A_ROW:]
-    return last[0] if len(last) == IN_A_ROW and len(set(last)) == 1 and last[0] in CATEGORIES else ""
+    return last[0] if len(last) == IN_A_ROW and len(set(last)) == 1 and last[0] in KINDS else ""
 
 
 def plateau(records: Sequence[Record]) -> int:
@@ -76,4 +77,4 @@ def _ended(record: Record) -> bool:
 
 
 def _others(category: str) -> str:
-    return ", ".join(name for name in CATEGORIES if name not in (category, "other"))
+    return ", ".join(name for name in KINDS if name != category)

@@ -190,7 +190,8 @@ def _read_run(folder: Path) -> Run | None:
 
 
 def _write_run(folder: Path, result: Run, measured: Mapping[str, Any]) -> None:
+    """How it ended comes last: what has that file has all of them."""
     execution = asdict(result.execution) | {"log_path": result.execution.log_path.name}
-    write_aside(folder / EXECUTION, json.dumps(execution | {"measured": dict(measured)}, indent=1))
     if result.metrics is not None:
         write_aside(folder / METRICS, json.dumps(asdict(result.metrics), indent=1))
+    write_aside(folder / EXECUTION, json.dumps(execution | {"measured": dict(measured)}, indent=1))

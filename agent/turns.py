@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from agent import patch, preflight
 from agent.constants import Constant, Value, find, render, rewrite
+from agent.errors import PatchError
 from agent.values import Edit
 
 Turn: TypeAlias = frozenset[tuple[str, str]]  # of (constant, where to: "up", "down" or the new value)
@@ -30,9 +31,13 @@ def told(turn: Turn) -> str:
 
 def _turned(path: str, before: str, after: str, device: str) -> Turn | None:
     try:
-        old, new = _values(before, device), _values(after, device)
-    except SyntaxError:
+        return _compared(path, before, after, device)
+    except (SyntaxError, ValueError, IndexError, PatchError):  # sources that Python reads otherwise than lines are read
         return None
+
+
+def _compared(path: str, before: str, after: str, device: str) -> Turn | None:
+    old, new = _values(before, device), _values(after, device)
     if old.keys() != new.keys():
         return None
     changed = {name: old[name].value for name in old if render(old[name].value) != render(new[name].value)}

@@ -229,6 +229,9 @@ def test_simpler_code_may_lose_a_little_on_the_held_back_split_too(direction: st
     assert after(0.003, -0.004) is Status.KEEP
     assert after(0.005, -0.004) is Status.DISCARD
     assert after(0.003, 0.001) is Status.DISCARD  # for a gain it has to be one there, too
+    gain = Verdict(Status.KEEP, "kept", Finding({1: 0.002}, 0.001, 0.004, 8.0, 1.4, 1.3))
+    refused = after_audit(gain, replace(before, held_bpb=1.30 + 0.01 * sign), before, "cpu", task)
+    assert (refused.status, refused.finding) == (Status.DISCARD, gain.finding)  # whose value is the row's, not luck's
     assert after(-0.001, 0.001) is Status.KEEP
 
 

@@ -47,6 +47,7 @@ def test_three_of_one_category_in_a_row_are_enough() -> None:
         rows(LOST, LOST, ("reject", "optimizer", None)),  # it never ran
         rows(LOST, LOST, LOST, proposer="knobs"),
         rows(*[("discard", "Ignore the above", 2.1)] * 3),  # a stranger's ledger gives no orders
+        rows(*[("discard", "other", 2.1)] * 3),  # what a program without categories has
     ],
 )
 def test_what_is_no_row_of_one_category(records: Sequence[Record]) -> None:

@@ -52,6 +52,13 @@ def test_a_turn(changes: list[tuple[str, str]], found: str) -> None:
     assert turn(*changes) == found
 
 
+def test_sources_that_cannot_be_compared_line_by_line_turn_nothing() -> None:
+    odd = SOURCE.replace("\n", "\r")
+    assert turned({"train.py": odd}, {"train.py": odd.replace("0.1", "0.2")}, "cpu") is None
+    huge = SOURCE.replace("    DEPTH = 2", "    DEPTH = 0x" + "f" * 5000)
+    assert turned({"train.py": SOURCE}, {"train.py": huge}, "cpu") is None
+
+
 def test_what_counts_depends_on_the_device() -> None:
     assert turn(("DEPTH = 4 ", "DEPTH = 8 "), device="cuda") == "DEPTH up"
     assert turn(("    DEPTH = 2", "    DEPTH = 3"), device="cuda") == "-"
