@@ -43,7 +43,8 @@ def test_try_a_file_then_a_patch_then_the_same_again(project: Path) -> None:
     hunk = "@@ -1,3 +1,3 @@\n import os, sys\n-LR = 0.2\n+LR = 0.15\n loss = 1.0 + (LR - 0.1) ** 2\n"
     patch = "--- a/train.py\n+++ b/train.py\n" + hunk
     code, row = tried(project, patch)
-    assert (code, row["status"], row["val_bpb"]) == (0, "keep", 1.0025)
+    assert (code, row["status"]) == (0, "keep")
+    assert 1.0025 <= row["val_bpb"] < 1.01  # a small gain is worth a little less than was measured
     code, row = tried(project, BETTER)
     assert (code, row["status"]) == (1, "reject")
     assert "tried before: trial 1 (lower LR) ended as keep with val_bpb 1.010000" in row["reason"]
