@@ -10,6 +10,7 @@ way. Prints the ledger and what happened; exit 1 if any of it did not.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import subprocess
@@ -25,11 +26,12 @@ from sandbox.isolation import Level, detect
 ROOT = Path(__file__).resolve().parent.parent
 END = "    prepare.finish(model, config)"
 EXPERIMENTS = 6
+KINDS = itertools.cycle(("optimizer", "schedule", "architecture"))  # four ideas of one kind in a row are refused
 
 
 def edit(search: str, replace: str, description: str) -> Behaviour:
     edits = [{"path": "train.py", "search": search, "replace": replace}]
-    return tool({"description": description, "hypothesis": "scripted", "category": "optimizer", "edits": edits})
+    return tool({"description": description, "hypothesis": "scripted", "category": next(KINDS), "edits": edits})
 
 
 def shrink(factor: float, comment: str = "") -> Behaviour:
