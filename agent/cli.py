@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from agent import reading
-from agent.config import load
+from agent.config import Settings, load
 from agent.errors import OvernightError, StateError, UsageError, because
 from agent.folder import sessions
 from agent.ledger import incumbent
@@ -119,9 +119,7 @@ def try_(
 ) -> None:
     """Put one candidate through the loop's own gates, run, judge and ledger. Exit 0 only for a keep."""
     repo = Repo(Path.cwd())
-    known = sessions(repo.root)
-    tag = tag or (known[0] if known else None)
-    settings = load(repo.root, {"tag": tag, "budget": budget, "sandbox": sandbox})
+    settings = _latest_or_new(repo, tag, budget, sandbox)
     session = open_session(settings, repo)
     allow_foreign(session, settings)
     given = Given(file, session.task.targets[0], description)
@@ -171,9 +169,7 @@ def noise(
 ) -> None:
     """How much scores move when only the seed changes: train a session's first code again, pool all re-runs."""
     repo = Repo(Path.cwd())
-    known = sessions(repo.root)
-    settings = load(repo.root, {"tag": tag or (known[0] if known else None), "budget": budget, "sandbox": sandbox})
-    session = open_session(settings, repo)
+    session = open_session(_latest_or_new(repo, tag, budget, sandbox), repo)
     say = _to_stderr if as_json_ else typer.echo
     found: dict[int, float | None] = {}
     with session.folder.lock():
@@ -185,6 +181,12 @@ def noise(
     facts = report(session.folder, session.facts, session.machine.device, found)
     typer.echo(json.dumps(facts, indent=1) if as_json_ else as_text(facts))
     raise SystemExit(1 if None in found.values() else 0)
+
+
+def _latest_or_new(repo: Repo, tag: str | None, budget: str | None, sandbox: str | None) -> Settings:
+    """Of the session named, else of the one used last, else of one that begins now."""
+    known = sessions(repo.root)
+    return load(repo.root, {"tag": tag or (known[0] if known else None), "budget": budget, "sandbox": sandbox})
 
 
 def _to_stderr(text: str) -> None:

@@ -140,8 +140,9 @@ class Confirm:
         return before - value if self.task.direction == "min" else value - before
 
     def _less(self, incumbent: Record | None, gain: float) -> float:
-        assert incumbent is not None and incumbent.val_bpb is not None, "it has a number"  # noqa: PT018
-        return incumbent.val_bpb - gain if self.task.direction == "min" else incumbent.val_bpb + gain
+        before = incumbent.val_bpb if incumbent else None
+        assert before is not None, "the incumbent has a number"
+        return before - gain if self.task.direction == "min" else before + gain
 
 
 def _slack(standing: Standing) -> float:

@@ -174,7 +174,7 @@ def _row(number: int, value: float) -> Record:
 
 
 def sessions(how: Judge, scale: float, ends: bool, repeats: int) -> list[Tally]:
-    """Paired: the n-th session of every judge meets the same stream of luck."""
+    """The n-th session of every judge begins on the same stream of luck."""
     effects, to_gain = [effect * scale for effect in effects_recorded()], TO_GAIN * SIGMA * scale if ends else None
     return [session(World(random.Random(f"{scale} {number}"), effects, to_gain), how) for number in range(repeats)]
 
