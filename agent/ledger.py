@@ -65,6 +65,11 @@ def format_row(record: Record) -> str:
     return "\t".join(_format_cell(column, getattr(record, column)) for column in COLUMNS)
 
 
+def as_read(record: Record) -> Record:
+    """The row as whoever reads the file will have it: no digit more than is written."""
+    return parse("\t".join(COLUMNS) + "\n" + format_row(record))[0]
+
+
 def kept(record: Record) -> bool:
     """Whether this row became the incumbent. Some public ledgers call the first row's status `baseline`."""
     return record.status in (Status.KEEP, "baseline")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from agent.candidate import Tried
 from agent.cell import end_of
 from agent.folder import RUN_LOG, SessionFolder
-from agent.ledger import Ledger, kept
+from agent.ledger import Ledger, as_read, kept
 from agent.recording import line, outcome
 from agent.turns import Turn, turned
 from agent.values import Candidate, Proposal, Record, Status
@@ -93,8 +93,9 @@ class Memory:
         self.say(line(record))
 
     def append(self, record: Record) -> None:
+        """Believed as it is written: a session that is killed and goes on must not judge by other digits."""
         self.ledger.append(record)
-        self.records.append(record)
+        self.records.append(as_read(record))
 
     def highest(self) -> int:
         """The largest number that a row or a folder has."""
