@@ -1104,7 +1104,7 @@ def flex_masks(config: GPTConfig) -> dict[int, BlockMask]:
 
 # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-LOG_EVERY = 10  # steps
+LOG_LINES = 50  # of a curve, evenly over the budget: runs of other batch sizes can be compared on the way
 ART_CHUNK = 64  # tokens pooled into one input of the memory
 ART_HERE = {"quantile": 0.9, "recycle": True}  # pooled states are alike, and change while the model learns
 ADAPTIVE_HERE = {"factor": True, "lr": 1.0, "lr_bounds": (0.3, 2.0), "freeze_threshold": None}
@@ -1169,14 +1169,13 @@ def main() -> None:
     peak = prepare.peak_flops(DTYPES[DTYPE])
     step_model = prepare_step(model, feed)
 
-    def report(step: int, loss: Tensor) -> None:
-        nats = loss.item()
-        fail_fast(nats, config.vocab_size)
+    def report(step: int, losses: list[Tensor]) -> None:
+        fail_fast(nats := torch.stack(losses).mean().item(), config.vocab_size)
         done = feed.tokens - split_batch(config.seq_len)[0] * config.seq_len  # feed.seconds: when the last batch came
         mfu = 100 * flop_per_token(model) * done / (peak * feed.seconds) if peak and feed.seconds else 0.0
         prepare.log(step=step, loss=nats, lr_scale=lr_scale(feed.progress), mfu=mfu)
 
-    step, last = 0, None
+    step, lines, unsaid = 0, 0, []
     while (loss := accumulate(step_model, feed, config.seq_len, memory)) is not None:
         set_schedules(optimizers, feed.progress, control.now.lr if control else 1.0)
         for optimizer in optimizers:
@@ -1184,15 +1183,16 @@ def main() -> None:
         if control:
             control.step(loss)
         model.zero_grad()
-        step, last = step + 1, loss
+        step, unsaid = step + 1, [*unsaid, loss]
         if step == 1:  # Python's collector would stop the device for nothing: what lives now lives until the end
             gc.collect()
             gc.freeze()
             gc.disable()
-        if step % LOG_EVERY == 0:
-            report(step, loss)
-    if last is not None:
-        report(step, last)
+        if feed.progress * LOG_LINES >= lines:
+            report(step, unsaid)
+            lines, unsaid = lines + 1, []
+    if unsaid:
+        report(step, unsaid)
     prepare.finish(model, config)
 
 

@@ -378,7 +378,7 @@ def test_by_hand_it_trains_and_prints_the_summary(cache: Path, tmp_path: Path) -
 )
 def test_each_stabiliser_trains_by_hand(cache: Path, tmp_path: Path, switch: str, setting: dict[str, Any]) -> None:
     def losses(code: str) -> list[float]:
-        code = f"import train; {code}; train.LOG_EVERY = 4; train.TOTAL_BATCH_SIZE = 1024; train.main()"
+        code = f"import train; {code}; train.LOG_LINES = 6; train.TOTAL_BATCH_SIZE = 1024; train.main()"
         run = python(["-c", code], tmp_path, OVERNIGHT_CACHE=str(cache), OVERNIGHT_BUDGET="24steps")
         assert run.returncode == 0, run.stderr
         return [float(found) for found in re.findall(r"loss[:= ]+([0-9.]+)", run.stdout)]
@@ -389,7 +389,7 @@ def test_each_stabiliser_trains_by_hand(cache: Path, tmp_path: Path, switch: str
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_one_line(cache: Path, tmp_path: Path) -> None:
-    code = "import train; train.MATRIX_LR = float('nan'); train.LOG_EVERY = 1; train.main()"
+    code = "import train; train.MATRIX_LR = float('nan'); train.main()"
     run = python(["-c", code], tmp_path, OVERNIGHT_CACHE=str(cache), OVERNIGHT_BUDGET="20steps")
     assert run.returncode == 1
     assert run.stderr.strip() == "FAIL: loss is nan"

@@ -44,7 +44,10 @@ class Axis:
     @property
     def now(self) -> Any:
         """The incumbent's value as Optuna's."""
-        value = self.constant.value
+        return self.encode(self.constant.value)
+
+    def encode(self, value: Value) -> Any:
+        """A value of the constant as Optuna's."""
         return self.range.values.index(value) if isinstance(self.range, Choices) else value
 
     def decode(self, param: Any) -> Value:
