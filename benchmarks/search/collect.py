@@ -3,9 +3,10 @@
     python -m benchmarks.search.collect SOURCE=COUNT … [--jobs 2]
 
 SOURCE: random, tpe, cmaes (plain Optuna over all knobs), near (one to three knobs away from train.py's own values),
-repeat (an earlier trial that went well, on another seed). Each trial runs as in a session: smoke, training in the sandbox,
-scoring by the referee, under limits that follow from a run of train.py as it is. After every trial a row is added to
-results/search_trials.parquet; end it whenever you like, the same command goes on until there are COUNT of each SOURCE.
+repeat (an earlier trial that went well, on another seed). Each trial runs as in a session: smoke, training in the
+sandbox, scoring by the referee, under limits that follow from a run of train.py as it is. After every trial a row is
+added to results/search_trials.parquet; end it whenever you like, the same command goes on until there are COUNT of each
+SOURCE.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Space:
         """The `number`th point of that way of searching, after what it was told of its own points so far."""
         if source == "near":
             return self._near(number)
-        study = create_study(sampler=sampler(source, SEED + number))
+        study = create_study(sampler=sampler(source, Random(f"{source} {number}").randrange(2**31)))
         enrol(study, self, told)
         return self.point(study.ask(self.distributions).params)
 
