@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.desk import Draft
+from agent.pruning import Watched
 from agent.smoke import Smoke
 from agent.trial import Bench
 from agent.values import Candidate, Outcome, RunAgain, Trial, Verdict
@@ -41,9 +42,19 @@ class Flight:
         return self.audited == len(self.trial.runs)
 
 
-def training(bench: Bench, candidate: Candidate, folder: Path, seed: int, budget: str, smoke: Smoke | None) -> Job:
+def training(
+    bench: Bench,
+    candidate: Candidate,
+    folder: Path,
+    seed: int,
+    budget: str,
+    smoke: Smoke | None,
+    watched: Watched | None = None,
+) -> Job:
     def job(slot: Slot, cancel: threading.Event) -> Outcome:
-        return bench.run(candidate, folder, seed=seed, budget=budget, smoke=smoke, slot=slot, cancel=cancel)
+        return bench.run(
+            candidate, folder, seed=seed, budget=budget, smoke=smoke, slot=slot, cancel=cancel, watched=watched
+        )
 
     return job
 

@@ -5,6 +5,7 @@ trials/<n>/        proposal.json prompt.txt reply.txt candidate.py diff.patch sm
                    runs/<k>/ seeds.json (of a kept one: those it meets challengers on)
                    defence/<seed>/ (runs of a kept candidate against challengers, on their seeds)
 runs/<k>/          run.log curve.jsonl execution.json metrics.json model.safetensors (kept for keeps only) work/
+                   pruning.json (of a first run: what looks at its curve have come to)
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ RUN_LOG = "run.log"
 SHAPES_LOG = "shapes.log"
 SPEC = "trial.json"  # of a run: what was asked for
 METRICS = "metrics.json"
+CURVE = "curve.jsonl"
 EXECUTION = "execution.json"  # of a run: how it ended, and what the trusted side measured
 SCORED = "nats.npy"  # of every scored token, for the audit
 

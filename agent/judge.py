@@ -162,6 +162,8 @@ def _score(run: Run) -> float:
 def _unranked(trial: Trial, incumbent: Record | None) -> Verdict | None:
     """Why the last run's number, if there is one, cannot be compared."""
     run = trial.runs[-1]
+    if run.stopped:
+        return Verdict(Status.DISCARD, run.failure)
     if run.metrics is None:
         return Verdict(Status.CRASH, run.failure if len(trial.runs) == 1 else f"on a fresh seed: {run.failure}")
     if incumbent is not None and run.budget != incumbent.budget:

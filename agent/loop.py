@@ -19,8 +19,10 @@ from agent.flight import Flight, auditing, training
 from agent.folder import SessionFolder, drop_weights
 from agent.forecast import forecast
 from agent.judge import Confirm, Judge, Standing, after_audit
+from agent.kinds import kind_of
 from agent.ledger import incumbent
 from agent.memory import CutOff, Memory
+from agent.pruning import Looked, Watched, watched
 from agent.recording import Origin, record_of, rejected
 from agent.repo import Repo, trial_ref
 from agent.smoke import Smoke
@@ -157,7 +159,8 @@ class Loop:
             folder, smoke = self.parts.folder.trial(number).defender(again.seed), self._smoke(candidate, number)
         first = self.parts.seed if proposal.seed is None else proposal.seed
         budget = proposal.budget or self.parts.origin.budget
-        job = training(self.bench, candidate, folder, again.seed if again else first, budget, smoke)
+        watched = None if again or trial.runs else self._watched(trial)
+        job = training(self.bench, candidate, folder, again.seed if again else first, budget, smoke, watched)
         self.flights[self.parts.pool.submit(job)] = flight
 
     def settle(self) -> None:
@@ -165,7 +168,8 @@ class Loop:
         job, future = self.parts.pool.wait()
         flight = self.flights.pop(job)
         done = future.result()
-        if done is None or (isinstance(done, Run) and done.execution.ending is Ending.CANCELLED):
+        called_off = isinstance(done, Run) and done.execution.ending is Ending.CANCELLED and not done.stopped
+        if done is None or called_off:
             again = f"`overnight run --tag {self.parts.folder.tag}` runs it again"
             raise StateError(f"interrupted: trial {flight.trial.number} was abandoned; {again}")
         if isinstance(done, Audit):
@@ -329,6 +333,19 @@ class Loop:
     def _standing(self, candidate: Candidate) -> Standing:
         facts, now = self.parts.folder.session() or {}, incumbent(self.records)
         return standing_of(self.parts.folder, facts, now, self.bench.machine.device, candidate.sources, self.sources)
+
+    def _watched(self, trial: Trial) -> Watched | None:
+        """What a first run is watched by, where it can be compared with the incumbent's at all."""
+        now, task, candidate = incumbent(self.records), self.bench.task, trial.candidate
+        proposal = candidate.proposal
+        alike = (proposal.budget or self.parts.origin.budget, proposal.seed or self.parts.seed)
+        if now is None or task.profile != "train" or task.direction != "min" or alike != (now.budget, now.seed):
+            return None
+        kind = kind_of(self.sources, candidate.sources, proposal.category, self.bench.machine.device)
+        looked = Looked(kind, now.trial or 0)
+        looked.write(self.parts.folder.trial(trial.number).run(0))
+        sigma = self._standing(candidate).noise.paired.sd
+        return watched(self.parts.folder, self.parts.folder.session() or {}, trial.number, looked, sigma)
 
     def history(self) -> History:
         now = incumbent(self.records)

@@ -31,7 +31,7 @@ def noise_of(root: Path, facts: Mapping[str, Any], device: str, score: float) ->
 
     score: of a baseline or incumbent, for the prior is a share of it.
     """
-    found = [result for folder in _alike(root, facts) for result in _results(folder)]
+    found = [result for folder in alike(root, facts) for result in _results(folder)]
     return measured(prior(device, score), [group for group, _ in found], [pair for _, pair in found])
 
 
@@ -53,7 +53,8 @@ def _results(folder: SessionFolder) -> list[tuple[list[float], list[float]]]:
     return [(list(group.values()), []) for group in groups] + [([], pair) for pair in pairs]
 
 
-def _alike(root: Path, facts: Mapping[str, Any]) -> Iterator[SessionFolder]:
+def alike(root: Path, facts: Mapping[str, Any]) -> Iterator[SessionFolder]:
+    """Sessions whose numbers compare with those of the one with these `facts`, itself included."""
     for tag in sessions(root):
         folder = SessionFolder(root, tag)
         try:

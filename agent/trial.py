@@ -16,11 +16,13 @@ from typing import Any
 
 from agent.cell import Cell, Job, failure_of
 from agent.config import Task
-from agent.folder import CHECKPOINT, EXECUTION, METRICS, RUN_LOG, SPEC, TrialFolder
+from agent.folder import CHECKPOINT, CURVE, EXECUTION, METRICS, RUN_LOG, SPEC, TrialFolder
 from agent.machine import Machine
+from agent.pruning import Watched
 from agent.scoring import BASELINE_SECONDS, Scorer
 from agent.smoke import NO_CHECKPOINT, Pace, Smoke, SmokeTest
 from agent.values import Candidate, Run
+from agent.watcher import Watcher
 from corpus.budget import Budget
 from sandbox.metrics import Metrics, MetricsError, format_summary, parse_summary
 from sandbox.pool import Slot
@@ -63,21 +65,27 @@ class Bench:
         smoke: Smoke | None,
         slot: Slot,
         cancel: threading.Event,
+        watched: Watched | None = None,
     ) -> Run:
-        """Train `candidate` in `folder` and measure it. Whatever goes wrong is in the Run, not raised."""
+        """Train `candidate` in `folder` and measure it. Whatever goes wrong is in the Run, not raised.
+
+        watched: what to stop it by when its curve shows no hope, None to let it run on.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (EXECUTION, METRICS):  # of a run that was cut off
+        for name in (EXECUTION, METRICS, CURVE):  # of a run that was cut off
             (folder / name).unlink(missing_ok=True)
         spec = {"seed": seed, "budget": budget, "flop_per_token": smoke.flop_per_token if smoke else None}
         write_aside(folder / SPEC, json.dumps(spec | {"sandbox": self.cell.isolation.level}, indent=1))
         limit = self.wall_limit(Budget.parse(budget))
         log = folder / RUN_LOG
-        files = {"checkpoint": str(folder / CHECKPOINT), "curve": str(folder / "curve.jsonl")}
+        files = {"checkpoint": str(folder / CHECKPOINT), "curve": str(folder / CURVE)}
         serve = ("feed", spec | files) if self.task.profile == "train" else None
         sources = {**candidate.sources, **self.fixed}
         job = Job(self.task.command, sources, spec, log, limit, serve)
-        execution, fed = self.cell.run(job, folder, slot, cancel)
-        failure, scored = failure_of(execution, log, limit), {}
+        with Watcher(folder, watched, cancel) as watcher:
+            execution, fed = self.cell.run(job, folder, slot, watcher.stop)
+        stopped = watcher.told if execution.ending is Ending.CANCELLED and not cancel.is_set() else ""
+        failure, scored = stopped or failure_of(execution, log, limit), {}
         if serve is not None:
             failure = failure or _sealing(fed)
             scored = {} if failure else self.scorer.first(candidate, fed["described"], folder, slot, cancel)
@@ -94,6 +102,7 @@ class Bench:
             failure,
             tflop=fed["flop"] / 1e12 if fed.get("flop") is not None else None,
             fraction=float(fed.get("progress", 1.0)),
+            stopped=bool(stopped),
         )
         _write_run(folder, result, fed | {"scoring": scored})
         return result

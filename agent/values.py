@@ -81,6 +81,7 @@ class Run:
     """One training of a candidate. `metrics` is None when it left no number; `failure` then says why.
 
     tflop: training compute counted by the harness, in 1e12 FLOPs. fraction: share of the budget that was used, [0, 1].
+    stopped: its curve showed no hope.
     """
 
     seed: int
@@ -90,6 +91,7 @@ class Run:
     failure: str = ""
     tflop: float | None = None
     fraction: float = 1.0
+    stopped: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ that prefers knobs which won before has too few, too noisy results to learn from
 the point which Optuna remembers is the point that was tried.
 
 Optuna forgets failed trials, so what crashed or was rejected is told as PENALTY, worse than anything measured; only
-what was lost with a killed session is told as failed. The study is an SQLite file: its transactions survive a kill at
+what was lost with a killed session is told as failed. A run that was stopped is told as pruned, with where it was
+heading. The study is an SQLite file: its transactions survive a kill at
 any moment, where Optuna's journal files can be left with half a line or a stale lock.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +28,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
@@ -45,6 +47,7 @@ NAME = "knobs"
 SAMPLERS = ("tpe", "cmaes", "random")
 PENALTY = 1e6  # bits per byte; samplers look at ranks only
 ATTEMPTS = 60  # draws before the space counts as exhausted
+_HEADING = re.compile(r"^stopped at .* val_bpb (\d+\.\d+) at best")  # as agent.pruning says it
 LUCK = 1.5  # turns by which a knob may jump the queue
 GUIDED = 6  # of these by the sampler; the rest at random, which cannot get stuck
 
@@ -106,13 +109,16 @@ class Knobs:
 
     def _told(self, proposal: Proposal, record: Record) -> None:
         trial = next((trial for trial in self._trials() if str(trial.number) == proposal.key), None)
-        if trial is None or trial.state is TrialState.COMPLETE:
+        if trial is None or trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             return
-        value = self._value(record)
-        if trial.state is TrialState.RUNNING:
+        value, heading = self._value(record), _HEADING.search(record.reason)
+        if heading is None and trial.state is TrialState.RUNNING:
             self._study.tell(trial.number, value)
-        else:
-            self._add(trial.params, trial.distributions, value, trial.user_attrs)
+            return
+        if trial.state is TrialState.RUNNING:  # only whoever asked may report to it, and that may have been another run
+            self._study.tell(trial.number, state=TrialState.FAIL)
+        seen = {round(100 * (record.fraction or 0.0)): float(heading[1])} if heading else None
+        self._add(trial.params, trial.distributions, value, trial.user_attrs, seen)
 
     def _value(self, record: Record) -> float:
         if record.status in (Status.KEEP, Status.DISCARD) and record.val_bpb is not None:
@@ -150,18 +156,28 @@ class Knobs:
             self._add({axis.key: axis.now for axis in axes}, distributions, now.val_bpb, {"digest": digest})
 
     def _add(
-        self, params: dict[str, Any], distributions: dict[str, BaseDistribution], value: float, attrs: dict[str, Any]
+        self,
+        params: dict[str, Any],
+        distributions: dict[str, BaseDistribution],
+        value: float,
+        attrs: dict[str, Any],
+        seen: dict[int, float] | None = None,
     ) -> None:
-        self._study.add_trial(
-            create_trial(params=params, distributions=distributions, value=value, user_attrs=dict(attrs))
-        )
+        """seen: of a run that was stopped, percent of the budget → where it was heading then."""
+        ended = {"value": value} if seen is None else {"state": TrialState.PRUNED, "intermediate_values": seen}
+        self._study.add_trial(create_trial(params=params, distributions=distributions, user_attrs=dict(attrs), **ended))
 
     # ── a draw ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _choose(self, axes: Sequence[Axis]) -> list[Axis]:
         """Those turned least so far, give or take a turn."""
         trials = self._trials()
-        turned = Counter(name for trial in trials for name in trial.user_attrs.get("turned", ()))
+        turned = Counter(
+            name
+            for trial in trials
+            if trial.state is not TrialState.FAIL
+            for name in trial.user_attrs.get("turned", ())
+        )
         rng = random.Random(f"{self._seed} {len(trials)}")
         order = {axis: turned[axis.name] + LUCK * rng.random() for axis in axes}
         return sorted(axes, key=lambda axis: order[axis])[: rng.randint(*self._count)]
@@ -268,7 +284,8 @@ def _sampler(name: str, seed: int) -> BaseSampler:
     if name == "tpe":
         return TPESampler(seed=seed, constant_liar=True)
     if name == "cmaes":
-        return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            return CmaEsSampler(seed=seed, warn_independent_sampling=False, consider_pruned_trials=True)
     return RandomSampler(seed=seed)
 
 

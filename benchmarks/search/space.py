@@ -1,4 +1,4 @@
-"""The knobs that recorded trials turn: train.py's own, as they stood when recording began. Points in it, and draws."""
+"""The knobs that recorded trials turn: train.py's own for a CPU, sizes in ranges for a small budget. Draws of them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from agent.proposers.axis import Axis
 
 ROOT = Path(__file__).parents[2]
 BUDGET, SEED = "1e12flop", 42
+SMALLER = {
+    "    DEPTH = 2  # range: 1..8": "    DEPTH = 2  # range: 1..4",
+    "    ASPECT_RATIO = 80  # range: 32..256": "    ASPECT_RATIO = 80  # range: 32..128",
+}
 LOST = 100.0  # bits per byte, for samplers: worse than anything that is measured
 Point: TypeAlias = dict[str, Value]
 
@@ -83,7 +87,10 @@ def sampler(name: str, seed: int) -> BaseSampler:
 
 
 def default_space() -> Space:
-    """Of train.py on a CPU."""
+    """Of train.py on a CPU. Its largest models make less than one step of BUDGET, of which nothing is to be learned."""
     source = (ROOT / "train.py").read_text()
+    for stated, smaller in SMALLER.items():
+        assert source.count(stated) == 1, f"expected one line {stated!r} in train.py"
+        source = source.replace(stated, smaller)
     axes = (Axis(constant, constant.range) for constant in find(source, "cpu") if constant.range is not None)
     return Space(source, tuple(axes))

@@ -127,6 +127,22 @@ def test_failures_are_told_as_penalties(tmp_path: Path, status: str) -> None:
         assert (told.state, told.value) == (TrialState.COMPLETE, sign * PENALTY)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_run_that_was_stopped_is_told_as_pruned_with_where_it_was_heading(tmp_path: Path, sampler: str) -> None:
+    knobs, asked = Knobs(tmp_path, "cpu", sampler=sampler), []
+    for share in (0.1, 0.25):
+        proposal = knobs.ask(history(SMALL), ())
+        asked.append(proposal.description)
+        why = f"stopped at {share:.0%} of its budget: in sight is val_bpb 2.345678 at best, against 1.4 of trial 0"
+        knobs.tell(proposal, dataclasses.replace(row(None, "discard", why), fraction=share))
+    pruned = [trial for trial in trials(tmp_path).values() if trial.state is TrialState.PRUNED]
+    assert [trial.intermediate_values for trial in pruned] == [{10: 2.345678}, {25: 2.345678}]
+    knobs.tell(proposal, row(1.0))
+    again = Knobs(tmp_path, "cpu", sampler=sampler).ask(history(SMALL), ())
+    assert again.description not in asked
+    assert len([trial for trial in trials(tmp_path).values() if trial.state is TrialState.PRUNED]) == 2
+
+
 def test_a_duplicate_is_told_with_the_number_it_had(tmp_path: Path) -> None:
     knobs = Knobs(tmp_path, "cpu")
     reason = "the same code was tried before: trial 3 (LR 0.04 -> 0.05) ended as discard with val_bpb 1.412300; no"

@@ -1,0 +1,119 @@
+"""The pruner of a trial, from the curves that lie in the folders of sessions, and what its looks have come to.
+
+pruning.json, in the folder of a first run: the kind of the change, the trial that was the incumbent, and the look at
+which nothing was to be hoped for, if there was one; ran_on where the run was let go on all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from agent.folder import CURVE, EXECUTION, METRICS, SPEC, SessionFolder
+from agent.kinds import Kind
+from agent.pruner import RUN_ON, Curve, Pair, Past, Prospect, Pruner, curve_of
+from agent.reruns import alike
+from sandbox.workspace import write_aside
+
+PRUNING = "pruning.json"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """incumbent: number of the trial that it was compared with."""
+
+    kind: Kind
+    incumbent: int
+    prospect: Prospect | None = None
+    ran_on: bool = False
+
+    def write(self, run: Path) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        write_aside(run / PRUNING, json.dumps(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What there is to know while a run goes on. spare: let it run on, whatever is found."""
+
+    looked: Looked
+    pruner: Pruner
+    spare: bool
+
+    def look(self, run: Path) -> Looked | None:
+        """What the curve in the run's folder says, once that is anything: written there, too."""
+        prospect = self.pruner.hopeless(read_curve(run))
+        if prospect is None:
+            return None
+        looked = replace(self.looked, prospect=prospect, ran_on=self.spare)
+        looked.write(run)
+        return looked
+
+    def told(self, prospect: Prospect) -> str:
+        """For the ledger."""
+        best = self.pruner.score + prospect.behind
+        against = f"against {self.pruner.score:.6f} of trial {self.looked.incumbent}"
+        return f"stopped at {prospect.share:.0%} of its budget: in sight is val_bpb {best:.6f} at best, {against}"
+
+
+def watched(folder: SessionFolder, facts: Mapping[str, Any], number: int, looked: Looked, sigma: float) -> Watched:
+    """For trial `number` of the session with these facts. sigma: of the difference of two candidates on one seed."""
+    rival = _ended(folder.trial(looked.incumbent).run(0))
+    past = [past for kind, past in pasts(folder.root, facts) if looked.kind.learns_from(kind)]
+    curve, score = (rival.curve, rival.score) if rival else (Curve(), 0.0)
+    return Watched(looked, Pruner(curve, score, past, sigma), spared(folder.tag, number))
+
+
+def spared(tag: str, number: int) -> bool:
+    """Whether a trial is one of the RUN_ON that are never stopped; a session that goes on decides as it did."""
+    return int(sha256(f"{tag} {number}".encode()).hexdigest()[:8], 16) < RUN_ON * 2**32
+
+
+def pasts(root: Path, facts: Mapping[str, Any]) -> Iterator[tuple[Kind, Past]]:
+    """Of trials on other code in sessions like this one, whose first run came to its end; score less incumbent's."""
+    for folder in alike(root, facts):
+        for _, trial in folder.trials():
+            looked, run = looked_at(trial.run(0)), _ended(trial.run(0))
+            rival = _ended(folder.trial(looked.incumbent).run(0)) if looked else None
+            if looked is None or run is None or rival is None or run.seed != rival.seed:
+                continue
+            weight = 1 / RUN_ON if looked.ran_on else 1.0
+            yield looked.kind, Past(Pair(run.curve, rival.curve, rival.score), run.score - rival.score, weight)
+
+
+def looked_at(run: Path) -> Looked | None:
+    if not (run / PRUNING).is_file():
+        return None
+    facts = json.loads((run / PRUNING).read_text())
+    prospect = facts["prospect"] and Prospect(**facts["prospect"])
+    return Looked(Kind(**facts["kind"]), facts["incumbent"], prospect, facts["ran_on"])
+
+
+def read_curve(run: Path) -> Curve:
+    """What has been written so far."""
+    file = run / CURVE
+    text = file.read_text() if file.is_file() else ""
+    return curve_of(json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines())
+
+
+@dataclass(frozen=True)
+class _Run:
+    seed: int
+    score: float
+    curve: Curve
+
+
+def _ended(run: Path) -> _Run | None:
+    """A run that left a number. It does not change any more, so that it is read once."""
+    return _read(run) if (run / METRICS).is_file() and (run / EXECUTION).is_file() else None
+
+
+@lru_cache(maxsize=4096)
+def _read(run: Path) -> _Run:
+    score = json.loads((run / METRICS).read_text())["val_bpb"]
+    return _Run(json.loads((run / SPEC).read_text())["seed"], score, read_curve(run))

@@ -1,0 +1,100 @@
+"""Hopeless runs of a real session over the tiny train.py; the curves of the past are given, as files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agent.folder import CURVE, METRICS, SessionFolder
+from agent.kinds import Kind
+from agent.pruner import FEWEST, RUN_ON
+from agent.pruning import Looked, looked_at, pasts, read_curve, spared
+from benchmarks.wire_session import project as tiny_project
+from tests.agent.test_loop import edit, rows, session
+
+ROOT = Path(__file__).parents[2]
+PACED = Kind(code=False, pace=True)
+
+
+@pytest.fixture
+def tiny(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose runs of 400 steps take some four seconds; a rate of 0 learns nothing."""
+    monkeypatch.setenv("OVERNIGHT_CACHE", str(data.parents[1]))
+    text = (ROOT / "tests" / "tiny_train.py").read_text()
+    text = text.replace("import torch\n", "import time\n\nimport torch\n", 1)
+    (tmp_path / "train.py").write_text(
+        text.replace("        step += 1\n", "        step += 1\n        time.sleep(0.01)\n")
+    )
+    return tiny_project(tmp_path / "project", tmp_path / "train.py")
+
+
+def give_a_past(project: Path, count: int) -> None:
+    """`count` trials that were as good as the baseline of session t, in another session like it."""
+    here, there = SessionFolder(project, "t"), SessionFolder(project, "before")
+    there.create()
+    there.write_session(here.session() or {})
+    for number in range(count + 1):
+        shutil.copytree(here.trial(0).run(0), there.trial(number).run(0))
+        if number:
+            Looked(PACED, 0).write(there.trial(number).run(0))
+
+
+def trial(project: Path, number: int) -> Path:
+    return SessionFolder(project, "t").trial(number).run(0)
+
+
+@pytest.mark.slow
+def test_a_hopeless_run_is_stopped_and_a_good_one_is_not(tiny: Path) -> None:
+    session(tiny, [], budget="400steps", experiments=0)
+    hopeless = edit("MATRIX_LR = 0.5", "MATRIX_LR = 0.001")
+    replies = [hopeless, edit("MATRIX_LR = 0.5", "MATRIX_LR = 0.6"), edit("MATRIX_LR = 0.6", "MATRIX_LR = 0.0001")]
+    give_a_past(tiny, FEWEST - 1)
+    session(tiny, replies, budget="400steps", experiments=1)
+    assert rows(tiny)[1].fraction == 1.0, "eighteen curves give no margin"
+    assert looked_at(trial(tiny, 1)) == Looked(PACED, 0)
+    session(tiny, replies, budget="400steps", experiments=3)
+    _, ran, better, stopped = rows(tiny)
+    assert (better.status, stopped.status, stopped.val_bpb) == ("keep", "discard", None)
+    assert 0.1 <= stopped.fraction <= 0.3
+    assert stopped.reason.startswith("stopped at 10% of its budget: in sight is val_bpb ")
+    assert stopped.tokens_M is None
+    assert stopped.total_seconds < ran.total_seconds
+    looked = looked_at(trial(tiny, 3))
+    assert looked is not None
+    assert looked.prospect is not None
+    assert looked.incumbent == 2, "the incumbent of that time"
+    found = re.search(r"val_bpb ([0-9.]+) at best", stopped.reason)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(better.val_bpb + looked.prospect.behind, abs=2e-6)
+    assert not (trial(tiny, 3) / METRICS).exists()
+    assert len(list(pasts(tiny, SessionFolder(tiny, "t").session() or {}))) == FEWEST - 1 + 2, "it is no finished one"
+
+
+@pytest.mark.slow
+def test_one_in_ten_runs_on_and_says_how_it_ended(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session(tiny, [], budget="400steps", experiments=0)
+    give_a_past(tiny, FEWEST)
+    monkeypatch.setattr("agent.pruning.RUN_ON", 1.0)
+    session(tiny, [edit("MATRIX_LR = 0.5", "MATRIX_LR = 0.001")], budget="400steps", experiments=1)
+    assert (rows(tiny)[1].status, rows(tiny)[1].fraction) == ("discard", 1.0)
+    assert rows(tiny)[1].val_bpb > rows(tiny)[0].val_bpb
+    looked = looked_at(trial(tiny, 1))
+    assert looked is not None
+    assert looked.ran_on
+    assert looked.prospect is not None
+
+
+def test_one_in_ten_is_one_in_ten_and_the_same_ones_every_time() -> None:
+    found = [spared("may1", number) for number in range(5000)]
+    assert found == [spared("may1", number) for number in range(5000)]
+    assert abs(sum(found) / 5000 - RUN_ON) < 0.015
+
+
+def test_a_half_written_curve_is_read_up_to_its_last_line(tmp_path: Path) -> None:
+    (tmp_path / CURVE).write_text(json.dumps({"progress": 0.1, "loss": 2.0}) + '\n{"progress": 0.2, "lo')
+    assert read_curve(tmp_path).progress == (0.1,)
+    assert read_curve(tmp_path / "nowhere").progress == ()
