@@ -83,6 +83,9 @@ def run(
     judge: Annotated[
         str | None, typer.Option(help="confirm: keep what fresh seeds bear out; greedy: any gain.")
     ] = None,
+    pruner: Annotated[
+        str | None, typer.Option(help="conformal: end a run early that has no hope; none: let all run on.")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="Of the knobs proposer: tpe, cmaes, random.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every first run (42).")] = None,
     from_rev: Annotated[str | None, typer.Option("--from", help="Revision a new session starts from (HEAD).")] = None,

@@ -20,6 +20,7 @@ METRICS = ("val_bpb",)  # what the summary block and the referee know
 LEVELS = ("bwrap", "process")
 DIRECTIONS = ("min", "max")
 JUDGES = ("confirm", "greedy")
+PRUNERS = ("conformal", "none")
 KINDS: dict[str, Any] = {"experiments": int, "seed": int, "max_usd": int | float, "prices": dict} | dict.fromkeys(
     ("targets", "fixed", "command"), list | tuple | str
 )
@@ -74,6 +75,7 @@ class Settings:
     command: str | None = None
     sampler: str = "tpe"
     judge: str | None = None
+    pruner: str | None = None
     sandbox: str | None = None
     seed: int | None = None
     task: Task = field(default_factory=Task)
@@ -89,6 +91,8 @@ class Settings:
             raise UsageError(f"max-usd: expected 0 or more, found {self.max_usd}")
         if self.judge is not None:
             _one_of("judge", self.judge, JUDGES)
+        if self.pruner is not None:
+            _one_of("pruner", self.pruner, PRUNERS)
         if self.sandbox is not None:
             _one_of("sandbox", self.sandbox, LEVELS)
         if self.until is not None:

@@ -338,14 +338,17 @@ class Loop:
         """What a first run is watched by, where it can be compared with the incumbent's at all."""
         now, task, candidate = incumbent(self.records), self.bench.task, trial.candidate
         proposal = candidate.proposal
+        facts = self.parts.folder.session() or {}
         alike = (proposal.budget or self.parts.origin.budget, proposal.seed or self.parts.seed)
         if now is None or task.profile != "train" or task.direction != "min" or alike != (now.budget, now.seed):
+            return None
+        if facts.get("pruner") != "conformal":
             return None
         kind = kind_of(self.sources, candidate.sources, proposal.category, self.bench.machine.device)
         looked = Looked(kind, now.trial or 0)
         looked.write(self.parts.folder.trial(trial.number).run(0))
         sigma = self._standing(candidate).noise.paired.sd
-        return watched(self.parts.folder, self.parts.folder.session() or {}, trial.number, looked, sigma)
+        return watched(self.parts.folder, facts, trial.number, looked, sigma)
 
     def history(self) -> History:
         now = incumbent(self.records)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from agent.folder import CURVE, EXECUTION, METRICS, SPEC, SessionFolder
@@ -67,6 +68,21 @@ def watched(folder: SessionFolder, facts: Mapping[str, Any], number: int, looked
     past = [past for kind, past in pasts(folder.root, facts) if looked.kind.learns_from(kind)]
     curve, score = (rival.curve, rival.score) if rival else (Curve(), 0.0)
     return Watched(looked, Pruner(curve, score, past, sigma), spared(folder.tag, number))
+
+
+def tally(folder: SessionFolder) -> dict[str, Any]:
+    """What stopping early has saved and cost in a session. ran_on_better: would-be stops that ended ahead."""
+    runs = [(trial.run(0), looked_at(trial.run(0))) for _, trial in folder.trials()]
+    found = [(run, looked) for run, looked in runs if looked is not None and looked.prospect is not None]
+    shares = [looked.prospect.share for _, looked in found if looked.prospect and not looked.ran_on]
+    ran_on = [(_ended(run), _ended(folder.trial(looked.incumbent).run(0))) for run, looked in found if looked.ran_on]
+    ended = [(ours, theirs) for ours, theirs in ran_on if ours and theirs]
+    return {
+        "stopped_early": len(shares),
+        "stopped_at": round(fmean(shares), 4) if shares else None,
+        "ran_on": len(ended),
+        "ran_on_better": sum(ours.score < theirs.score for ours, theirs in ended),
+    }
 
 
 def spared(tag: str, number: int) -> bool:

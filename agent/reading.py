@@ -18,6 +18,7 @@ from agent.errors import OvernightError, UsageError
 from agent.folder import RUN_LOG, SessionFolder, sessions
 from agent.ledger import Ledger, incumbent, read
 from agent.machine import probe
+from agent.pruning import tally
 from agent.recording import line
 from agent.replay import as_json, as_text
 from agent.replay import replay as replay_records
@@ -145,6 +146,7 @@ def _status(folder: SessionFolder) -> dict[str, Any]:
         "baseline": records[0].val_bpb if records else None,
         "best": best.val_bpb if best else None,
         "best_commit": best.commit if best else None,
+        **tally(folder),
         "spent_usd": round(spent(records), 6),
         **{name: session.get(name) for name in ("budget", "hardware", "torch", "data_id", "sandbox")},
         "ledger": str(folder.ledger),

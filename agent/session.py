@@ -15,7 +15,7 @@ from agent.candidate import digest_of
 from agent.cell import Cell
 from agent.clients import KEYS, make_client, split_model
 from agent.clients.pricing import Price
-from agent.config import JUDGES, Settings, Task, load_task, stop_time
+from agent.config import JUDGES, PRUNERS, Settings, Task, load_task, stop_time
 from agent.errors import StateError, UsageError, because
 from agent.folder import SessionFolder, sessions
 from agent.judge import make_judge
@@ -84,7 +84,7 @@ def open_session(settings: Settings, repo: Repo) -> Session:
     folder.create()
     facts = folder.session()
     if facts is not None:
-        facts = {"judge": "greedy"} | facts  # what there was before one could choose
+        facts = {"judge": "greedy", "pruner": "none"} | facts  # what there was before one could choose
     machine = probe()
     asked = settings.sandbox or (facts or {}).get("sandbox_asked")
     isolation = _isolation(asked)
@@ -120,6 +120,7 @@ def _begin(settings: Settings, repo: Repo, machine: Machine, tag: str) -> dict[s
         "task": asdict(settings.task),
         "budget": settings.budget or machine.budget,
         "judge": settings.judge or JUDGES[0],
+        "pruner": settings.pruner or PRUNERS[0],
         "seed": DEFAULT_SEED if settings.seed is None else settings.seed,
         "data": str(data) if data else None,
         "data_id": _data_id(data),
@@ -134,6 +135,7 @@ def _refuse_others(settings: Settings, facts: Mapping[str, Any], repo: Repo, tag
         "budget": settings.budget,
         "seed": settings.seed,
         "judge": settings.judge,
+        "pruner": settings.pruner,
         "base": repo.resolve(settings.from_rev) if settings.from_rev else None,
         "data": str(_data_folder(settings)) if settings.data else None,
     }

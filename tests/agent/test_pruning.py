@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.errors import UsageError
 from agent.folder import CURVE, METRICS, SessionFolder
 from agent.kinds import Kind
 from agent.pruner import FEWEST, RUN_ON
-from agent.pruning import Looked, looked_at, pasts, read_curve, spared
+from agent.pruning import Looked, looked_at, pasts, read_curve, spared, tally
 from benchmarks.wire_session import project as tiny_project
 from tests.agent.test_loop import edit, rows, session
 
@@ -71,6 +72,12 @@ def test_a_hopeless_run_is_stopped_and_a_good_one_is_not(tiny: Path) -> None:
     assert found is not None
     assert float(found[1]) == pytest.approx(better.val_bpb + looked.prospect.behind, abs=2e-6)
     assert not (trial(tiny, 3) / METRICS).exists()
+    assert tally(SessionFolder(tiny, "t")) == {
+        "stopped_early": 1,
+        "stopped_at": 0.1,
+        "ran_on": 0,
+        "ran_on_better": 0,
+    }
     assert len(list(pasts(tiny, SessionFolder(tiny, "t").session() or {}))) == FEWEST - 1 + 2, "it is no finished one"
 
 
@@ -85,6 +92,11 @@ def test_one_in_ten_runs_on_and_says_how_it_ended(tiny: Path, monkeypatch: pytes
     looked = looked_at(trial(tiny, 1))
     assert looked is not None
     assert looked.ran_on
+    found = tally(SessionFolder(tiny, "t"))
+    assert (found["stopped_early"], found["ran_on"], found["ran_on_better"]) == (0, 1, 0)
+    session(tiny, [], budget="400steps", experiments=1, pruner="conformal")
+    with pytest.raises(UsageError, match="pruner: session t runs with conformal"):
+        session(tiny, [], budget="400steps", experiments=1, pruner="none")
     assert looked.prospect is not None
 
 
