@@ -21,7 +21,7 @@ from agent.forecast import forecast
 from agent.judge import Confirm, Judge, Standing, after_audit
 from agent.ledger import incumbent
 from agent.memory import CutOff, Memory
-from agent.recording import Origin, record_of, rejected
+from agent.recording import CUT_OFF, Origin, record_of, rejected
 from agent.repo import Repo, trial_ref
 from agent.smoke import Smoke
 from agent.standing import standing_of
@@ -49,7 +49,6 @@ from sandbox.process import Ending
 BASELINE = "baseline"
 SMOKE_SLOT = Slot(0, "smoke")
 NO_BASELINE = "baseline: expected the unchanged code to train"
-CUT_OFF = "the session ended before it could run"
 
 
 @dataclass(frozen=True)

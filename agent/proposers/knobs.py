@@ -14,9 +14,7 @@ any moment, where Optuna's journal files can be left with half a line or a stale
 
 from __future__ import annotations
 
-import hashlib
 import random
-import re
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,11 +33,11 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError
 
-from agent import patch
-from agent.constants import Value, find, rewrite
+from agent.constants import Value, find
 from agent.errors import ProviderRefused, StateError, UsageError
 from agent.proposers.axis import Axis, settled
-from agent.values import Edit, History, Proposal, Record, Status
+from agent.proposers.point import applied, digest, edits_of, score
+from agent.values import Edit, History, Proposal, Record
 
 NAME = "knobs"
 SAMPLERS = ("tpe", "cmaes", "random")
@@ -79,16 +77,17 @@ class Knobs:
         self._give_up_lost(in_flight)
         axes = self._axes(source)
         self._enrol(history, axes)
-        tried = {trial.user_attrs.get("digest") for trial in self._trials()} | {_digest(source)}
+        tried = {trial.user_attrs.get("digest") for trial in self._trials()} | {digest(source)}
         for attempt in range(ATTEMPTS if axes else 0):
             chosen = self._choose(axes)
             trial = self._draw(axes, chosen, self._sampler if attempt < GUIDED else self._fallback)
             drawn = {axis: axis.decode(trial.params[axis.key]) for axis in chosen}
             changes = {axis: value for axis, value in drawn.items() if axis.moved(value)}
-            edits = self._edits(source, changes)
-            digest = _digest(self._edited(source, edits)) if changes else _digest(source)
-            if digest not in tried:
-                return self._proposed(trial, edits, changes, digest)
+            values = {axis.name: value for axis, value in changes.items()}
+            edits = edits_of(self._target, source, self._device, values)
+            found = digest(applied(self._target, source, edits))
+            if found not in tried:
+                return self._proposed(trial, edits, changes, found)
             self._study.tell(trial, state=TrialState.FAIL)  # never proposed; Optuna forgets it
         raise ProviderRefused(
             f"knobs: expected constants in {self._target} left to vary, found all points near the incumbent tried; "
@@ -108,17 +107,12 @@ class Knobs:
         trial = next((trial for trial in self._trials() if str(trial.number) == proposal.key), None)
         if trial is None or trial.state is TrialState.COMPLETE:
             return
-        value = self._value(record)
+        measured = score(record)
+        value = self._sign * PENALTY if measured is None else measured
         if trial.state is TrialState.RUNNING:
             self._study.tell(trial.number, value)
         else:
             self._add(trial.params, trial.distributions, value, trial.user_attrs)
-
-    def _value(self, record: Record) -> float:
-        if record.status in (Status.KEEP, Status.DISCARD) and record.val_bpb is not None:
-            return record.val_bpb
-        earlier = re.search(r"tried before.* val_bpb (\d+\.\d+)", record.reason)  # a duplicate was measured already
-        return float(earlier[1]) if earlier else self._sign * PENALTY
 
     # ── what the study knows ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -143,11 +137,11 @@ class Knobs:
 
     def _enrol(self, history: History, axes: Sequence[Axis]) -> None:
         """The incumbent is a point as well: the baseline, or what another proposer found."""
-        now, digest = history.incumbent, _digest(history.sources[self._target])
+        now, found = history.incumbent, digest(history.sources[self._target])
         known = {trial.user_attrs.get("digest") for trial in self._trials() if trial.state is TrialState.COMPLETE}
-        if now is not None and now.val_bpb is not None and digest not in known:
+        if now is not None and now.val_bpb is not None and found not in known:
             distributions = {axis.key: axis.distribution for axis in axes}
-            self._add({axis.key: axis.now for axis in axes}, distributions, now.val_bpb, {"digest": digest})
+            self._add({axis.key: axis.now for axis in axes}, distributions, now.val_bpb, {"digest": found})
 
     def _add(
         self, params: dict[str, Any], distributions: dict[str, BaseDistribution], value: float, attrs: dict[str, Any]
@@ -170,16 +164,9 @@ class Knobs:
         self._study.sampler = _Anchored(sampler, {axis.key: axis.now for axis in axes if axis not in chosen})
         return self._study.ask({axis.key: axis.distribution for axis in axes})
 
-    def _edits(self, source: str, changes: Mapping[Axis, Value]) -> tuple[Edit, ...]:
-        pairs = rewrite(source, self._device, {axis.name: value for axis, value in changes.items()})
-        return tuple(Edit(self._target, search, replace) for search, replace in pairs)
-
-    def _edited(self, source: str, edits: Sequence[Edit]) -> str:
-        return patch.apply({self._target: source}, edits, [self._target])[self._target]
-
-    def _proposed(self, trial: Trial, edits: tuple[Edit, ...], changes: Mapping[Axis, Value], digest: str) -> Proposal:
+    def _proposed(self, trial: Trial, edits: tuple[Edit, ...], changes: Mapping[Axis, Value], found: str) -> Proposal:
         trial.set_user_attr("turned", [axis.name for axis in changes])
-        trial.set_user_attr("digest", digest)
+        trial.set_user_attr("digest", found)
         description = ", ".join(axis.step(value) for axis, value in changes.items())
         names = " and ".join(axis.name for axis in changes)
         return Proposal(
@@ -270,7 +257,3 @@ def _sampler(name: str, seed: int) -> BaseSampler:
     if name == "cmaes":
         return CmaEsSampler(seed=seed, warn_independent_sampling=False)
     return RandomSampler(seed=seed)
-
-
-def _digest(source: str) -> str:
-    return hashlib.sha256(source.encode()).hexdigest()
