@@ -334,7 +334,8 @@ class Loop:
         guidance = self.parts.folder.guidance()
         device, direction = self.bench.machine.device, self.bench.task.direction
         near = near_misses(self.records, now, direction)[:2] if plateau(self.records) else []
-        told = self.failure, guidance, self.bench.fixed, device, direction, self.parts.folder.diffs(near)
+        diffs, insights = self.parts.folder.diffs(near), self.parts.folder.insights()
+        told = self.failure, guidance, self.bench.fixed, device, direction, diffs, insights
         return History(tuple(self.records), now, self.sources, *told)
 
     def _land(self) -> None:
@@ -368,6 +369,8 @@ class Loop:
     def _paid(self, number: int, draft: Draft) -> None:
         if draft.proposal is not None:
             self.parts.folder.trial(number).write_proposal(draft.proposal, draft.cost)
+            if draft.proposal.insights:
+                self.parts.folder.write_insights(draft.proposal.insights)
 
     def _reject(self, number: int, draft: Draft) -> None:
         self.memory.record(rejected(number, draft.proposal, draft.problem, draft.cost, self.parts.origin))

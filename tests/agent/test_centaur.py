@@ -357,8 +357,9 @@ def test_what_it_is_expected_to_cost(tmp_path: Path) -> None:
     with WireServer([]) as server:
         past = history(SMALL)
         expected = Centaur(tmp_path, "cpu", client=client(server)).expected_usd(past)
+    assert expected is not None
     assert 0.3 * 0.01 < expected < 0.3 * 0.02  # a thousand tokens of an answer cost a cent
-    assert Centaur(tmp_path, "cpu").expected_usd(past) == 0.0
+    assert Centaur(tmp_path, "cpu").expected_usd(past) is None
     assert not (tmp_path / "centaur.json").exists()
 
 

@@ -100,11 +100,11 @@ class Centaur:
             return
         self._keep(self._state.with_told(self._answer(asked, record)))
 
-    def expected_usd(self, history: History) -> float:
+    def expected_usd(self, history: History) -> float | None:
         """Dollars of a proposal, on average over those that a model is asked about and the others."""
         turn, state = self._follow(history)
         if self._client is None or not turn.cube.axes:
-            return 0.0
+            return None
         here = self._asked(state, turn, CMAES, state.search().mean)
         asked = estimate(brief.build(history, state, state.search(), turn.cube, here), "")
         return float(FRACTION) * self._client.price(replace(asked, output_tokens=USUAL_ANSWER))
