@@ -124,5 +124,5 @@ def _read(path: Path) -> dict[int, str]:
         return {}
     try:
         return {int(trial): str(name) for trial, name in json.loads(path.read_text())["trials"].items()}
-    except (ValueError, KeyError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise StateError(f"expected the trials of each model in {path}, found: {error}; move it away") from None

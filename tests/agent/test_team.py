@@ -1,4 +1,4 @@
-"""Several models as one proposer, over real HTTP: who is asked, who mends, and what happens when one does not answer."""
+"""Several models as one proposer, over real HTTP: who is asked, who mends, and what if one does not answer."""
 
 from __future__ import annotations
 
