@@ -76,11 +76,9 @@ def run(
     max_usd: Annotated[float | None, typer.Option(help="Make no request after so many dollars.")] = None,
     budget: Annotated[str | None, typer.Option(help="Of one run: 300s, 2e13flop, 50Mtok, 1000steps.")] = None,
     proposer: Annotated[
-        str | None, typer.Option(help="auto, llm, knobs, centaur, command, or several: llm,knobs.")
+        str | None, typer.Option(help="auto, llm, knobs, centaur, command; several: llm,knobs.")
     ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(help="anthropic:NAME, openai:NAME or scripted:FILE; again, or a,b, for several.")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="anthropic:NAME, openai:NAME, scripted:FILE; or a,b.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
     price: Annotated[str | None, typer.Option(help="IN,OUT[,CACHED] in USD per million tokens.")] = None,
     command: Annotated[str | None, typer.Option(help="Program of the command proposer, e.g. 'claude -p'.")] = None,

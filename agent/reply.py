@@ -205,6 +205,7 @@ def _reply(edits: Sequence[Edit], fields: Mapping[str, object]) -> ParsedReply:
 def _notes(value: object) -> str:
     """Several lines of plain text, cut where they are too long."""
     text = plain(value).strip() if isinstance(value, str) else ""
+    text = "" if text.lower().strip("-.* ") in ("", "none", "n/a") else text
     cut = f"\n[cut: more than {INSIGHTS_LIMIT} characters]"
     return text if len(text) <= INSIGHTS_LIMIT else text[: INSIGHTS_LIMIT - len(cut)].rstrip() + cut
 

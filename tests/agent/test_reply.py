@@ -188,6 +188,7 @@ def test_insights_keep_their_lines_and_are_bounded() -> None:
     assert len(long) <= reply.INSIGHTS_LIMIT
     assert long.endswith("[cut: more than 4000 characters]")
     assert reply.parse_tool_call(CALL).insights == ""
+    assert reply.parse_tool_call(CALL | {"insights": "None."}).insights == ""
     assert reply.parse_tool_call(CALL | {"insights": ["a", "list"]}).insights == ""
 
 

@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agent import preflight, prompt
 from agent.clients.base import Client, Conversation, Message, Reply, estimate
 from agent.constants import Value, find, render
@@ -102,8 +104,10 @@ class Centaur:
 
     def expected_usd(self, history: History) -> float | None:
         """Dollars of a proposal, on average over those that a model is asked about and the others."""
+        if self._client is None:
+            return None
         turn, state = self._follow(history)
-        if self._client is None or not turn.cube.axes:
+        if not turn.cube.axes:
             return None
         here = self._asked(state, turn, CMAES, state.search().mean)
         asked = estimate(brief.build(history, state, state.search(), turn.cube, here), "")
@@ -159,7 +163,7 @@ class Centaur:
                 asked = self._asked(self._state, turn, CMAES, *search.draw(seed))
             else:
                 rng = random.Random(seed)
-                asked = self._asked(self._state, turn, CHANCE, search.mean * 0 + [rng.random() for _ in search.mean])
+                asked = self._asked(self._state, turn, CHANCE, np.array([rng.random() for _ in turn.cube.axes]))
             if asked.digest not in tried:
                 return asked
         raise ProviderRefused(_exhausted(self._target))
