@@ -16,15 +16,18 @@ from cmaes import CMAwM
 
 from agent.proposers.centaur.cube import Array, Cube
 
-SIGMA = 0.2  # of the cube's side, at first
-AGAIN = 0.5  # of that, around code that has changed: most knobs are near their best values already
+# Of the cube's side, at first. The textbook's 0.2 to 0.3 is for an optimum that may be anywhere; the incumbent is near,
+# and with twenty knobs a suggestion lies √20 steps from the mean. A night has too few generations to shrink them much.
+SIGMA = 0.1
+REACH = 0.4  # of a bin's width, at least: then one suggestion in ten leaves the bin of a choice on each side
+AGAIN = 0.5  # of SIGMA, around code that has changed: most knobs are near their best values already
 
 
 @dataclass(frozen=True)
 class Origin:
     """Where a search begins. skeleton: of the code whose knobs it turns. keys, bins: of the cube's n axes.
 
-    mean: (n,) in the cube. cov: (n, n), its diagonal 1 on average; None is the identity.
+    mean: (n,) in the cube. cov: (n, n), in units of sigma²; None where nothing is learned yet.
     """
 
     skeleton: str
@@ -56,7 +59,7 @@ class Search:
         self._steps = np.array([1 / k if k else 0.0 for k in origin.bins])
         self._low, self._high = self._steps / 2, 1 - self._steps / 2
         mean = np.clip(origin.mean, self._low, self._high)
-        cov = None if origin.cov is None else np.array(origin.cov)
+        cov = np.diag(_first(origin.bins)) if origin.cov is None else np.array(origin.cov)
         self._cma = CMAwM(mean, origin.sigma, np.stack([self._low, self._high], axis=1), self._steps, cov=cov)
         size = self._cma.population_size
         for start in range(0, len(tells) - size + 1, size):
@@ -115,13 +118,18 @@ class Search:
         return np.asarray(mean + step * min(1.0, (math.sqrt(n) + 2 * n / (n + 2)) / max(far, 1e-12)))
 
 
+def _first(bins: Sequence[int]) -> Array:
+    """Variances of axes of which nothing is known, in units of sigma²: (n,)."""
+    return np.array([max(1.0, REACH / k / SIGMA) ** 2 if k else 1.0 for k in bins])
+
+
 def moved(old: Origin, tells: Sequence[Tell], new: Origin) -> Origin:
     """`new` with the shape that the search from `old` has learned, on the axes that both have.
 
     Scales and correlations are kept, the size is not: it starts at AGAIN of the first one.
     """
     common = [(new.keys.index(key), old.keys.index(key)) for key in old.keys if key in new.keys]
-    cov = np.eye(len(new.keys))
+    cov = np.diag(_first(new.bins))
     if common:
         ours, theirs = (list(side) for side in zip(*common, strict=True))
         learned = Search(old, tells).covariance[np.ix_(theirs, theirs)]
