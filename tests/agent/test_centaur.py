@@ -49,14 +49,14 @@ def tried(centaur: Centaur, count: int, source: str = SMALL, measure: Callable[[
     return best
 
 
-def client(server: WireServer) -> Client:
+def client(server: WireServer, model: str = "openai:m") -> Client:
     policy = RetryPolicy(attempts=2, sleep=lambda seconds: None)
-    return make_client("openai:m", base_url=server.base_url, api_key="k", price=Price(1.0, 10.0), policy=policy)
+    return make_client(model, base_url=server.base_url, api_key="k", price=Price(1.0, 10.0), policy=policy)
 
 
-def warm(state: Path, server: WireServer, said: list[str] | None = None) -> Centaur:
+def warm(state: Path, server: WireServer, said: list[str] | None = None, model: str = "openai:m") -> Centaur:
     """Next it asks the model."""
-    centaur = Centaur(state, "cpu", client=client(server), say=(said if said is not None else []).append)
+    centaur = Centaur(state, "cpu", client=client(server, model), say=(said if said is not None else []).append)
     tried(centaur, FIRST - 1)  # the incumbent is point 0
     return centaur
 
@@ -291,15 +291,17 @@ def test_an_unreadable_reply_goes_back_once_and_then_cma_es_stands_in(tmp_path: 
         assert len(server.requests) == 2
 
 
-def test_an_override_that_fails_its_checks_goes_back_once_and_then_cma_es_stands_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["openai:m", "anthropic:m"])
+def test_an_override_that_fails_its_checks_goes_back_once_and_then_cma_es_stands_in(tmp_path: Path, model: str) -> None:
     with WireServer([call(DEPTH=8), call(DEPTH=7)]) as server:
-        centaur = warm(tmp_path, server)
+        centaur = warm(tmp_path, server, model=model)
         own = Centaur(tmp_path, "cpu").ask(history(SMALL), ())
         first = centaur.ask(history(SMALL), ())
         second = centaur.repair(first, "out of memory")
         assert second is not None
         assert values(applied(SMALL, second))["DEPTH"] == 7
         assert "out of memory" in second.prompt
+        assert "out of memory" in server.requests[1].prompt
         third = centaur.repair(second, "out of memory again")
         assert third == own
         centaur.tell(third, row(1.3, "crash"))
