@@ -1,7 +1,8 @@
 """What a model is shown before it overrides a suggestion of CMA-ES: the state of the search, in names and units. Pure.
 
 What is shown, and how often, follows Centaur (Ferreira and others 2026, https://arxiv.org/abs/2603.24647), the best of
-the searches compared there on a task like this one; the words are ours. The order is by stability, so that a provider's prompt cache can serve the first block.
+the searches compared there on a task like this one; the words are ours. The order is by stability, so that a provider's
+prompt cache can serve the first block.
 """
 
 from __future__ import annotations
