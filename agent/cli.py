@@ -75,8 +75,10 @@ def run(
     until: Annotated[str | None, typer.Option(help="Begin no trial after this time, HH:MM.")] = None,
     max_usd: Annotated[float | None, typer.Option(help="Make no request after so many dollars.")] = None,
     budget: Annotated[str | None, typer.Option(help="Of one run: 300s, 2e13flop, 50Mtok, 1000steps.")] = None,
-    proposer: Annotated[str | None, typer.Option(help="auto, llm, knobs, command, or several: llm,knobs.")] = None,
-    model: Annotated[str | None, typer.Option(help="anthropic:NAME, openai:NAME or scripted:FILE.")] = None,
+    proposer: Annotated[
+        str | None, typer.Option(help="auto, llm, knobs, centaur, command; several: llm,knobs.")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="anthropic:NAME, openai:NAME, scripted:FILE; or a,b.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
     price: Annotated[str | None, typer.Option(help="IN,OUT[,CACHED] in USD per million tokens.")] = None,
     command: Annotated[str | None, typer.Option(help="Program of the command proposer, e.g. 'claude -p'.")] = None,
@@ -93,7 +95,7 @@ def run(
     sandbox: Sandboxing = None,
 ) -> None:
     """Run the loop until a stop condition or Ctrl-C: once finishes the trial, twice abandons it."""
-    flags = dict(locals())
+    flags = dict(locals()) | {"model": model or None}
     repo = Repo(Path.cwd())
     settings = load(repo.root, flags)
     session = open_session(settings, repo)
@@ -102,7 +104,7 @@ def run(
         f"sandbox {session.isolation.level}"
     )
     with session.folder.lock(), LocalPool[Outcome](SLOTS) as pool:
-        proposers = make_proposers(session, settings, repo)
+        proposers = make_proposers(session, settings, repo, typer.echo)
         loop = Loop(build_parts(session, settings, repo, pool, typer.echo, proposers))
         with _interruptible(loop, pool):
             reason = loop.run()

@@ -22,7 +22,7 @@ DIRECTIONS = ("min", "max")
 JUDGES = ("confirm", "greedy")
 PRUNERS = ("conformal", "none")
 KINDS: dict[str, Any] = {"experiments": int, "seed": int, "max_usd": int | float, "prices": dict} | dict.fromkeys(
-    ("targets", "fixed", "command"), list | tuple | str
+    ("targets", "fixed", "command", "model"), list | tuple | str
 )
 
 
@@ -57,7 +57,8 @@ class Task:
 class Settings:
     """One session's settings. None means: decided when the session begins, and as it was when it goes on.
 
-    price: of the model in use; prices: of models by name. IN,OUT[,CACHED] in USD per million tokens.
+    model: one name, or several with commas between them. price: of the model in use; prices: of models by name.
+    IN,OUT[,CACHED] in USD per million tokens.
     """
 
     tag: str | None = None
@@ -97,6 +98,13 @@ class Settings:
             _one_of("sandbox", self.sandbox, LEVELS)
         if self.until is not None:
             stop_time(self.until, datetime.now())
+        if len(set(self.models)) < len(self.models):
+            raise UsageError(f"model: expected each one once, found {self.model}")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Their names, none where none is set."""
+        return tuple(name for part in (self.model or "").split(",") if (name := part.strip()))
 
 
 def valid_tag(tag: str) -> bool:
@@ -125,7 +133,10 @@ def load(folder: Path, flags: Mapping[str, Any]) -> Settings:
     """Settings of the project in `folder`; flags that are None were not given."""
     values = _read_file(folder / FILE) | {key: value for key, value in flags.items() if value is not None}
     task = values.pop("task", {})
-    return Settings(**_known(values, Settings, FILE), task=load_task(task))
+    known = _known(values, Settings, FILE)
+    if isinstance(known.get("model"), list | tuple):
+        known["model"] = ",".join(map(str, known["model"]))
+    return Settings(**known, task=load_task(task))
 
 
 def load_task(table: Mapping[str, Any]) -> Task:

@@ -1,6 +1,7 @@
 """Where a session's files are, and how they are read and written. The one place that knows.
 
-.overnight/<tag>/  results.tsv session.json guidance.md lock proposers/<name>/ trials/<n>/ noise/<seed>/
+.overnight/<tag>/  results.tsv session.json guidance.md insights.md lock proposers/<name>/ trials/<n>/ noise/<seed>/
+                   (guidance.md is written by a human, insights.md by the model; a human may edit both)
 trials/<n>/        proposal.json prompt.txt reply.txt candidate.py diff.patch smoke.json finding.json record.json
                    runs/<k>/ seeds.json (of a kept one: those it meets challengers on)
                    defence/<seed>/ (runs of a kept candidate against challengers, on their seeds)
@@ -184,6 +185,14 @@ class SessionFolder:
     def guidance(self) -> str:
         path = self.path / "guidance.md"
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    def insights(self) -> str:
+        """What a model has written down for its later proposals."""
+        path = self.path / "insights.md"
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    def write_insights(self, text: str) -> None:
+        write_aside(self.path / "insights.md", text.rstrip() + "\n")
 
     def session(self) -> dict[str, Any] | None:
         return _read_json(self.path / "session.json")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-from agent.proposers.llm import LLM
 from agent.recording import Origin
 from agent.stops import Stop
 from agent.trial import Bench
@@ -13,6 +13,15 @@ from corpus.budget import Budget
 
 EFFICIENCY = 0.3  # of the machine's matmul rate, reached in training; a guess until the baseline has run
 OVERHEAD_SECONDS = 20.0  # start-up, smoke run and scoring; likewise
+
+
+@runtime_checkable
+class Charging(Protocol):
+    """A proposer that knows what it will cost."""
+
+    def expected_usd(self, history: History) -> float | None:
+        """Dollars of one proposal, on average; None where nobody is asked."""
+        ...
 
 
 def forecast(
@@ -49,9 +58,9 @@ def _dollars(stop: Stop, left: int | None, proposers: Sequence[Proposer], histor
     cap = "" if stop.max_usd is None else f", none asked for after ${stop.max_usd:.2f}"
     if any(proposer.name == "command" for proposer in proposers):
         return f"dollars unknown (the command's own account){cap}"
-    models = [proposer for proposer in proposers if isinstance(proposer, LLM)]
-    if not models:
+    expected = (proposer.expected_usd(history) for proposer in proposers if isinstance(proposer, Charging))
+    each = next((dollars for dollars in expected if dollars is not None), None)
+    if each is None:
         return "$0"
-    each = models[0].expected_usd(history)
     total = "" if left is None else f", ${each * left:.2f} in all"
     return f"about ${each:.4f} a proposal{total}{cap}"

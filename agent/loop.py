@@ -23,7 +23,7 @@ from agent.kinds import kind_of
 from agent.ledger import incumbent
 from agent.memory import CutOff, Memory
 from agent.pruning import Looked, Watched, watched
-from agent.recording import Origin, record_of, rejected
+from agent.recording import CUT_OFF, Origin, record_of, rejected
 from agent.repo import Repo, trial_ref
 from agent.smoke import Smoke
 from agent.standing import standing_of
@@ -51,7 +51,6 @@ from sandbox.process import Ending
 BASELINE = "baseline"
 SMOKE_SLOT = Slot(0, "smoke")
 NO_BASELINE = "baseline: expected the unchanged code to train"
-CUT_OFF = "the session ended before it could run"
 
 
 @dataclass(frozen=True)
@@ -355,7 +354,8 @@ class Loop:
         guidance = self.parts.folder.guidance()
         device, direction = self.bench.machine.device, self.bench.task.direction
         near = near_misses(self.records, now, direction)[:2] if plateau(self.records) else []
-        told = self.failure, guidance, self.bench.fixed, device, direction, self.parts.folder.diffs(near)
+        diffs, insights = self.parts.folder.diffs(near), self.parts.folder.insights()
+        told = self.failure, guidance, self.bench.fixed, device, direction, diffs, insights
         return History(tuple(self.records), now, self.sources, *told)
 
     def _land(self) -> None:
@@ -389,6 +389,8 @@ class Loop:
     def _paid(self, number: int, draft: Draft) -> None:
         if draft.proposal is not None:
             self.parts.folder.trial(number).write_proposal(draft.proposal, draft.cost)
+            if draft.proposal.insights:
+                self.parts.folder.write_insights(draft.proposal.insights)
 
     def _reject(self, number: int, draft: Draft) -> None:
         self.memory.record(rejected(number, draft.proposal, draft.problem, draft.cost, self.parts.origin))

@@ -24,6 +24,7 @@ MAX_PUBLIC = 20_000
 MAX_SOURCE = 200_000
 MAX_FAILURE = 4_000
 MAX_GUIDANCE = 8_000
+MAX_INSIGHTS = 4_500  # a little more than a model may write: a human may have edited them
 MAX_DIFF = 8_000
 MAX_CELL = 200
 # Caps in rows.
@@ -53,6 +54,8 @@ TASK = """\
 # Now
 Propose one experiment that you expect to {improve} val_bpb, different from everything listed as tried or in flight.
 Prefer one idea with a reason over several at once. Change only what it needs.
+With it you may send `insights`: your notes for later proposals, 4,000 characters at most, which are shown to you again
+instead of the notes so far. Write down what the results mean, not the results themselves, which you see anyway.
 If you are offered the tool `propose`, call it once. Otherwise answer in text, in exactly this form:
 
 """
@@ -186,6 +189,8 @@ def _sources(history: History) -> str:
 
 
 def _now(history: History, in_flight: Sequence[Proposal]) -> Iterable[str]:
+    if history.insights.strip():
+        yield "# Notes so far (insights)\n" + fence("insights", head(plain(history.insights).strip(), MAX_INSIGHTS))
     if in_flight:
         ideas = [f"- {cell(idea.category)}: {cell(idea.description)}" for idea in in_flight[-MAX_IN_FLIGHT:]]
         yield "# In flight (being trained now, do not repeat)\n" + fence("ideas", "\n".join(ideas))

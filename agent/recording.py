@@ -9,6 +9,8 @@ from statistics import stdev
 from agent.text import one_line
 from agent.values import Proposal, Record, Run, Status, Trial, Verdict
 
+CUT_OFF = "the session ended before it could run"  # reason of a row that was only paid for
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.errors import ReplyError
+from agent.text import plain
 from agent.values import CATEGORIES, Edit
 
 DESCRIPTION_LIMIT = 200
 HYPOTHESIS_LIMIT = 1000
+INSIGHTS_LIMIT = 4000
 
 TEXT_FORMAT = (
     """\
@@ -29,6 +31,7 @@ hypothesis: why it should improve the metric
 category: one of """
     + ", ".join(CATEGORIES)
     + """
+insights: only if there is something to remember: all your notes, up to the next empty line
 
 train.py
 <<<<<<< SEARCH
@@ -48,6 +51,11 @@ TOOL: dict[str, Any] = {
             "description": {"type": "string", "description": "One line: what changes. At most 200 characters."},
             "hypothesis": {"type": "string", "description": "Why this should improve the metric."},
             "category": {"type": "string", "enum": list(CATEGORIES)},
+            "insights": {
+                "type": "string",
+                "description": "Optional: all your notes for later proposals, in the place of the notes so far. "
+                "At most 4,000 characters. Leave it out to keep them.",
+            },
             "edits": {
                 "type": "array",
                 "minItems": 1,
@@ -80,7 +88,7 @@ _DIVIDER = re.compile(r"={7}\s*")
 _CLOSE = re.compile(r">{5,9} ?REPLACE\s*")
 _FENCE = re.compile(r"\s*(?:```|~~~)[\w+-]*\s*")
 _PATH = re.compile(r"[#*`\s]*(?:\./)?([\w./-]*\w\.\w+)[`*:\s]*")
-_HEADER = re.compile(r"[-*#\s]*(description|hypothesis|category)[*\s]*:[*\s]*(.*)", re.IGNORECASE)
+_HEADER = re.compile(r"[-*#\s]*(description|hypothesis|category|insights)[*\s]*:[*\s]*(.*)", re.IGNORECASE)
 _WHOLE = re.compile(r"^```(?:python|py)[ \t]*\r?\n(.*?)^```[ \t]*\r?$", re.MULTILINE | re.DOTALL)
 _ELIDED = re.compile(
     r"^\s*#\s*(?:\.{3}|…)\s*(?:$|.*\b(?:rest|existing|unchanged|same|remain\w*|code)\b.*$)",
@@ -91,12 +99,16 @@ _ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """What a reply proposes: edits and the words that go into the ledger, cleaned (one line each, no control signs)."""
+    """What a reply proposes: edits and the words that go into the ledger, cleaned (one line each, no control signs).
+
+    insights: lines, at most INSIGHTS_LIMIT characters.
+    """
 
     edits: tuple[Edit, ...]
     description: str
     hypothesis: str = ""
     category: str = "other"
+    insights: str = ""
 
 
 def parse_tool_call(arguments: str | Mapping[str, Any], *, truncated: bool = False) -> ParsedReply:
@@ -186,7 +198,16 @@ def _reply(edits: Sequence[Edit], fields: Mapping[str, object]) -> ParsedReply:
         description,
         _clean(fields.get("hypothesis"), HYPOTHESIS_LIMIT),
         category if category in CATEGORIES else "other",
+        _notes(fields.get("insights")),
     )
+
+
+def _notes(value: object) -> str:
+    """Several lines of plain text, cut where they are too long."""
+    text = plain(value).strip() if isinstance(value, str) else ""
+    text = "" if text.lower().strip("-.* ") in ("", "none", "n/a") else text
+    cut = f"\n[cut: more than {INSIGHTS_LIMIT} characters]"
+    return text if len(text) <= INSIGHTS_LIMIT else text[: INSIGHTS_LIMIT - len(cut)].rstrip() + cut
 
 
 def _clean(value: object, limit: int) -> str:
@@ -211,7 +232,7 @@ def _headers(lines: Sequence[str]) -> dict[str, str]:
         elif not line.strip() or _FENCE.fullmatch(line) or _PATH.fullmatch(line):
             current = None
         elif current:
-            found[current] += " " + line
+            found[current] += "\n" + line
     return found
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from agent.candidate import digest_of
 from agent.cell import Cell
-from agent.clients import KEYS, make_client, split_model
-from agent.clients.pricing import Price
+from agent.clients import KEYS, split_model
 from agent.config import JUDGES, PRUNERS, Settings, Task, load_task, stop_time
 from agent.errors import StateError, UsageError, because
 from agent.folder import SessionFolder, sessions
@@ -23,7 +22,7 @@ from agent.loop import BASELINE, Parts
 from agent.machine import Machine, probe
 from agent.proposers.command import Command
 from agent.proposers.given import NAME as GIVEN
-from agent.proposers.llm import LLM
+from agent.proposers.models import client_of, make_llm
 from agent.recording import Origin
 from agent.repo import Repo, branch_ref
 from agent.smoke import Pace
@@ -276,7 +275,9 @@ def without_text(isolation: Isolation, data: Path | None) -> Isolation:
         raise StateError(f"sandbox: expected to write below {cache()}, found: {because(error)}") from None
 
 
-def make_proposers(session: Session, settings: Settings, repo: Repo) -> list[Proposer]:
+def make_proposers(
+    session: Session, settings: Settings, repo: Repo, say: Callable[[str], None] = print
+) -> list[Proposer]:
     """Those named in `proposer`, comma-separated, the first one asked first; the others step in when it is refused."""
     settings = _with_model(settings)
     names = [name.strip() for name in settings.proposer.split(",")]
@@ -287,7 +288,7 @@ def make_proposers(session: Session, settings: Settings, repo: Repo) -> list[Pro
         names = ["llm"] if settings.model else ["knobs"]
     if set(names) & WRITERS or _holds_foreign(session.folder):
         allow_foreign(session, settings)
-    return [_proposer(name, session, settings, repo) for name in names]
+    return [_proposer(name, session, settings, repo, say) for name in names]
 
 
 def _with_model(settings: Settings) -> Settings:
@@ -298,7 +299,7 @@ def _with_model(settings: Settings) -> Settings:
     return replace(settings, model=DEFAULT_MODELS[provider]) if provider else settings
 
 
-def _proposer(name: str, session: Session, settings: Settings, repo: Repo) -> Proposer:
+def _proposer(name: str, session: Session, settings: Settings, repo: Repo, say: Callable[[str], None]) -> Proposer:
     state = session.folder.proposer(name)
     match name:
         case "knobs":
@@ -312,18 +313,25 @@ def _proposer(name: str, session: Session, settings: Settings, repo: Repo) -> Pr
                 seed=session.seed,
                 direction=session.task.direction,
             )
+        case "centaur":
+            from agent.proposers.centaur import Centaur
+
+            return Centaur(
+                state,
+                session.machine.device,
+                client=client_of(settings, state) if settings.models else None,
+                target=session.task.targets[0],
+                seed=session.seed,
+                direction=session.task.direction,
+                say=say,
+            )
         case "llm":
-            if settings.model is None:
-                raise UsageError(f"llm: expected --model or a key in {' or '.join(KEYS.values())}, found neither")
-            price = Price.parse(settings.price) if settings.price else None
-            prices = {name: Price.parse(str(text)) for name, text in settings.prices.items()}
-            client = make_client(settings.model, base_url=settings.base_url, price=price, prices=prices, state=state)
-            return LLM(client, program=_program(repo), state=state)
+            return make_llm(settings, program=_program(repo), state=state, seed=session.seed, say=say)
         case "command":
             if not settings.command:
                 raise UsageError("command: expected --command, e.g. --command 'claude -p', found none")
             return Command(settings.command, program=_program(repo))
-    raise UsageError(f"proposer: expected auto, llm, knobs or command, found {name!r}")
+    raise UsageError(f"proposer: expected auto, llm, knobs, centaur or command, found {name!r}")
 
 
 def _program(repo: Repo) -> str:
@@ -334,6 +342,9 @@ def _program(repo: Repo) -> str:
 def describe(settings: Settings) -> str:
     """Which proposer will be asked, for a line before the session starts."""
     settings = _with_model(settings)
+    models = [split_model(model)[1] for model in settings.models]
     if settings.proposer == "auto":
-        return f"llm ({split_model(settings.model)[1]})" if settings.model else "knobs"
+        return f"llm ({', '.join(models)})" if models else "knobs"
+    if settings.proposer == "centaur":
+        return f"centaur (CMA-ES and {models[0]})" if models else "centaur (CMA-ES alone: no model)"
     return settings.proposer

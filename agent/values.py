@@ -46,6 +46,7 @@ class Proposal:
     """An idea as edits against the incumbent.
 
     key: the proposer's own handle, given back to it in `repair` and `tell`. cost_usd: what this one exchange cost.
+    insights: what a model wants to remember, in the place of what it wrote down before; "" leaves that as it is.
     """
 
     edits: tuple[Edit, ...]
@@ -60,6 +61,7 @@ class Proposal:
     budget: str | None = None
     seed: int | None = None
     purpose: Purpose = Purpose.SCREEN
+    insights: str = ""
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,8 @@ class History:
 
     near: trial → diff of near misses worth another look, none while there is progress.
     sources: path → text of the incumbent's target files. failure: tail of the last crash's log, "" when none.
-    device: the type that runs train on, cpu, cuda or mps. direction: whether min or max of the metric is better.
+    insights: what models have written down for themselves. device: the type that runs train on, cpu, cuda or mps.
+    direction: whether min or max of the metric is better.
     """
 
     records: tuple[Record, ...]
@@ -221,6 +224,7 @@ class History:
     device: str = "cpu"
     direction: str = "min"
     near: Mapping[int, str] = field(default_factory=dict)
+    insights: str = ""
 
 
 class Proposer(Protocol):

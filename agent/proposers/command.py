@@ -79,6 +79,7 @@ class Command:
             description=parsed.description,
             hypothesis=parsed.hypothesis,
             category=parsed.category,
+            insights=parsed.insights,
         )
 
     def _answer(self, sent: str) -> str:

@@ -15,9 +15,7 @@ any moment, where Optuna's journal files can be left with half a line or a stale
 
 from __future__ import annotations
 
-import hashlib
 import random
-import re
 import warnings
 import weakref
 from collections import Counter
@@ -37,17 +35,16 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError
 
-from agent import patch
-from agent.constants import Value, find, rewrite
+from agent.constants import Value, find
 from agent.errors import ProviderRefused, StateError, UsageError
 from agent.proposers.axis import Axis, settled
-from agent.values import Edit, History, Proposal, Record, Status
+from agent.proposers.point import applied, digest, edits_of, heading, score
+from agent.values import Edit, History, Proposal, Record
 
 NAME = "knobs"
 SAMPLERS = ("tpe", "cmaes", "random")
 PENALTY = 1e6  # bits per byte; samplers look at ranks only
 ATTEMPTS = 60  # draws before the space counts as exhausted
-_HEADING = re.compile(r"^stopped at .* val_bpb (\d+\.\d+) at best")  # as agent.pruning says it
 LUCK = 1.5  # turns by which a knob may jump the queue
 GUIDED = 6  # of these by the sampler; the rest at random, which cannot get stuck
 
@@ -82,16 +79,17 @@ class Knobs:
         self._give_up_lost(in_flight)
         axes = self._axes(source)
         self._enrol(history, axes)
-        tried = {trial.user_attrs.get("digest") for trial in self._trials()} | {_digest(source)}
+        tried = {trial.user_attrs.get("digest") for trial in self._trials()} | {digest(source)}
         for attempt in range(ATTEMPTS if axes else 0):
             chosen = self._choose(axes)
             trial = self._draw(axes, chosen, self._sampler if attempt < GUIDED else self._fallback)
             drawn = {axis: axis.decode(trial.params[axis.key]) for axis in chosen}
             changes = {axis: value for axis, value in drawn.items() if axis.moved(value)}
-            edits = self._edits(source, changes)
-            digest = _digest(self._edited(source, edits)) if changes else _digest(source)
-            if digest not in tried:
-                return self._proposed(trial, edits, changes, digest)
+            values = {axis.name: value for axis, value in changes.items()}
+            edits = edits_of(self._target, source, self._device, values)
+            found = digest(applied(self._target, source, edits))
+            if found not in tried:
+                return self._proposed(trial, edits, changes, found)
             self._study.tell(trial, state=TrialState.FAIL)  # never proposed; Optuna forgets it
         raise ProviderRefused(
             f"knobs: expected constants in {self._target} left to vary, found all points near the incumbent tried; "
@@ -111,20 +109,15 @@ class Knobs:
         trial = next((trial for trial in self._trials() if str(trial.number) == proposal.key), None)
         if trial is None or trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             return
-        value, heading = self._value(record), _HEADING.search(record.reason)
-        if heading is None and trial.state is TrialState.RUNNING:
+        measured, toward = score(record), heading(record)
+        value = self._sign * PENALTY if measured is None else measured
+        if toward is None and trial.state is TrialState.RUNNING:
             self._study.tell(trial.number, value)
             return
         if trial.state is TrialState.RUNNING:  # only whoever asked may report to it, and that may have been another run
             self._study.tell(trial.number, state=TrialState.FAIL)
-        seen = {round(100 * (record.fraction or 0.0)): float(heading[1])} if heading else None
+        seen = {round(100 * (record.fraction or 0.0)): toward} if toward is not None else None
         self._add(trial.params, trial.distributions, value, trial.user_attrs, seen)
-
-    def _value(self, record: Record) -> float:
-        if record.status in (Status.KEEP, Status.DISCARD) and record.val_bpb is not None:
-            return record.val_bpb
-        earlier = re.search(r"tried before.* val_bpb (\d+\.\d+)", record.reason)  # a duplicate was measured already
-        return float(earlier[1]) if earlier else self._sign * PENALTY
 
     # ── what the study knows ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -149,11 +142,11 @@ class Knobs:
 
     def _enrol(self, history: History, axes: Sequence[Axis]) -> None:
         """The incumbent is a point as well: the baseline, or what another proposer found."""
-        now, digest = history.incumbent, _digest(history.sources[self._target])
+        now, found = history.incumbent, digest(history.sources[self._target])
         known = {trial.user_attrs.get("digest") for trial in self._trials() if trial.state is TrialState.COMPLETE}
-        if now is not None and now.val_bpb is not None and digest not in known:
+        if now is not None and now.val_bpb is not None and found not in known:
             distributions = {axis.key: axis.distribution for axis in axes}
-            self._add({axis.key: axis.now for axis in axes}, distributions, now.val_bpb, {"digest": digest})
+            self._add({axis.key: axis.now for axis in axes}, distributions, now.val_bpb, {"digest": found})
 
     def _add(
         self,
@@ -186,16 +179,9 @@ class Knobs:
         self._study.sampler = _Anchored(sampler, {axis.key: axis.now for axis in axes if axis not in chosen})
         return self._study.ask({axis.key: axis.distribution for axis in axes})
 
-    def _edits(self, source: str, changes: Mapping[Axis, Value]) -> tuple[Edit, ...]:
-        pairs = rewrite(source, self._device, {axis.name: value for axis, value in changes.items()})
-        return tuple(Edit(self._target, search, replace) for search, replace in pairs)
-
-    def _edited(self, source: str, edits: Sequence[Edit]) -> str:
-        return patch.apply({self._target: source}, edits, [self._target])[self._target]
-
-    def _proposed(self, trial: Trial, edits: tuple[Edit, ...], changes: Mapping[Axis, Value], digest: str) -> Proposal:
+    def _proposed(self, trial: Trial, edits: tuple[Edit, ...], changes: Mapping[Axis, Value], found: str) -> Proposal:
         trial.set_user_attr("turned", [axis.name for axis in changes])
-        trial.set_user_attr("digest", digest)
+        trial.set_user_attr("digest", found)
         description = ", ".join(axis.step(value) for axis, value in changes.items())
         names = " and ".join(axis.name for axis in changes)
         return Proposal(
@@ -287,7 +273,3 @@ def _sampler(name: str, seed: int) -> BaseSampler:
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return CmaEsSampler(seed=seed, warn_independent_sampling=False, consider_pruned_trials=True)
     return RandomSampler(seed=seed)
-
-
-def _digest(source: str) -> str:
-    return hashlib.sha256(source.encode()).hexdigest()

@@ -82,6 +82,7 @@ class LLM:
             description=parsed.description,
             hypothesis=parsed.hypothesis,
             category=parsed.category,
+            insights=parsed.insights,
         )
 
     def _file(self, key: str) -> Path:

@@ -188,7 +188,9 @@ def main() -> int:
     print(markdown(head, lines))
     mine = told["searches"]["portfolio"]
     met = (mine["reaches_tpe_after"] or trials + 1) <= EARLY and mine["against_tpe"][0] <= 0
-    print(f"\nportfolio reaches TPE's median within {EARLY} trials and is not worse at {trials}: {'yes' if met else 'no'}")
+    print(
+        f"\nportfolio reaches TPE's median within {EARLY} trials and is not worse at {trials}: {'yes' if met else 'no'}"
+    )
     return 0
 
 

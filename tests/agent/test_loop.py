@@ -112,6 +112,18 @@ def test_a_crash_is_a_row_and_goes_back_to_the_model(project: Path) -> None:
     assert "ZeroDivisionError" in (project / ".overnight/t/trials/2/prompt.txt").read_text()
 
 
+def test_a_model_keeps_notes_and_a_human_may_edit_them(project: Path) -> None:
+    first, second = edit("LR = 0.5", "LR = 0.3"), edit("LR = 0.3", "LR = 0.2")
+    first["tool"]["insights"] = "- lower is better\n- so far"
+    session(project, [first], experiments=1)
+    notes = project / ".overnight/t/insights.md"
+    assert notes.read_text() == "- lower is better\n- so far\n"
+    notes.write_text("- lower is better, says Ann\n")
+    session(project, [first, second], experiments=2)
+    assert "- lower is better, says Ann" in (project / ".overnight/t/trials/2/prompt.txt").read_text()
+    assert notes.read_text() == "- lower is better, says Ann\n", "a proposal without notes leaves them"
+
+
 def test_crash_repairs_end_after_two(project: Path) -> None:
     broken = [edit("LR = 0.5", f"LR = {n} / 0") for n in range(1, 4)]
     session(project, [*broken, edit("LR = 0.5", "LR = 0.3", "afresh")], experiments=4)

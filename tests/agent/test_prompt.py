@@ -255,6 +255,17 @@ def test_what_others_wrote_stands_inside_fences() -> None:
     assert order not in outside
 
 
+def test_a_models_own_notes_come_back_bounded_and_as_data() -> None:
+    past = history(record(0, "keep"), insights="- warmup does nothing\n" + "x" * 9_999)
+    text = build(past)
+    outside = re.sub(r"<(data-[0-9a-f]{12}) .*?</\1>", "", text, flags=re.DOTALL)
+    assert "- warmup does nothing" in text
+    assert "warmup does nothing" not in outside
+    assert text.count("x" * 100) < 50
+    assert text.index("# Notes so far") > text.index("# The incumbent"), "what changes comes after what does not"
+    assert "Notes so far" not in build(history(record(0, "keep")))
+
+
 def test_a_ledger_line_stays_one_short_line() -> None:
     assert prompt.cell("a\n\tb \x1b[1mc") == "a b c"
     assert len(prompt.cell("x" * 9_999)) < prompt.MAX_CELL + 40

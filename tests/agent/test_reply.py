@@ -176,8 +176,27 @@ def test_unknown_categories(category: Any) -> None:
 
 def test_the_tool_schema_names_what_is_parsed() -> None:
     parameters = reply.TOOL["parameters"]
-    assert set(parameters["required"]) == set(parameters["properties"]) == set(CALL)
+    assert set(parameters["required"]) == set(CALL)
+    assert set(parameters["properties"]) == set(CALL) | {"insights"}
     assert set(parameters["properties"]["edits"]["items"]["required"]) == {"path", "search", "replace"}
+
+
+def test_insights_keep_their_lines_and_are_bounded() -> None:
+    notes = "- width beats depth\n- \x1b[31mwarmup does nothing"
+    assert reply.parse_tool_call(CALL | {"insights": notes}).insights == "- width beats depth\n- warmup does nothing"
+    long = reply.parse_tool_call(CALL | {"insights": "word " * 9_999}).insights
+    assert len(long) <= reply.INSIGHTS_LIMIT
+    assert long.endswith("[cut: more than 4000 characters]")
+    assert reply.parse_tool_call(CALL).insights == ""
+    assert reply.parse_tool_call(CALL | {"insights": "None."}).insights == ""
+    assert reply.parse_tool_call(CALL | {"insights": ["a", "list"]}).insights == ""
+
+
+def test_insights_in_text_end_at_an_empty_line() -> None:
+    block = "train.py\n<<<<<<< SEARCH\na = 1\n=======\na = 2\n>>>>>>> REPLACE\n"
+    parsed = reply.parse_text(f"description: two\nlines\ninsights: - one\n- two\n\nnot this\n\n{block}")
+    assert parsed.insights == "- one\n- two"
+    assert parsed.description == "two lines"
 
 
 def test_the_text_format_is_parsed() -> None:
