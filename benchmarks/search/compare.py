@@ -4,8 +4,8 @@
 
 random, tpe and cmaes are plain Optuna over all knobs; the rows with a + are told train.py's own values first, as one of
 their trials. knobs, centaur and portfolio are overnight's own, asked and told as in a session under a greedy judge,
-without a model; train.py as it is is their first trial. What a trial comes to is said by the surrogate: a score with the
-noise of its seed, the same for the same point, or a failure. What is compared is the score without noise of what a
+without a model; train.py as it is is their first trial. What a trial comes to is said by the surrogate: a score with
+the noise of its seed, the same for the same point, or a failure. What is compared is the score without noise of what a
 search holds for best. The repeats are paired: the same seeds of noise and failure for all.
 """
 
