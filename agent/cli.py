@@ -75,7 +75,9 @@ def run(
     until: Annotated[str | None, typer.Option(help="Begin no trial after this time, HH:MM.")] = None,
     max_usd: Annotated[float | None, typer.Option(help="Make no request after so many dollars.")] = None,
     budget: Annotated[str | None, typer.Option(help="Of one run: 300s, 2e13flop, 50Mtok, 1000steps.")] = None,
-    proposer: Annotated[str | None, typer.Option(help="auto, llm, knobs, command, or several: llm,knobs.")] = None,
+    proposer: Annotated[
+        str | None, typer.Option(help="auto, llm, knobs, evolve, command, or several: llm,knobs.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="anthropic:NAME, openai:NAME or scripted:FILE.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
     price: Annotated[str | None, typer.Option(help="IN,OUT[,CACHED] in USD per million tokens.")] = None,
@@ -84,6 +86,10 @@ def run(
         str | None, typer.Option(help="confirm: keep what fresh seeds bear out; greedy: any gain.")
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="Of the knobs proposer: tpe, cmaes, random.")] = None,
+    conservative: Annotated[
+        bool | None,
+        typer.Option("--conservative/--aggressive", help="Of evolve: 5 generations x 8 (default), or 10 x 16."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every first run (42).")] = None,
     from_rev: Annotated[str | None, typer.Option("--from", help="Revision a new session starts from (HEAD).")] = None,
     data: Annotated[str | None, typer.Option(help="Folder of prepared data (the one prepared last).")] = None,
@@ -91,6 +97,7 @@ def run(
 ) -> None:
     """Run the loop until a stop condition or Ctrl-C: once finishes the trial, twice abandons it."""
     flags = dict(locals())
+    flags["preset"] = {True: "conservative", False: "aggressive", None: None}[flags.pop("conservative")]
     repo = Repo(Path.cwd())
     settings = load(repo.root, flags)
     session = open_session(settings, repo)

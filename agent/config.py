@@ -20,6 +20,7 @@ METRICS = ("val_bpb",)  # what the summary block and the referee know
 LEVELS = ("bwrap", "process")
 DIRECTIONS = ("min", "max")
 JUDGES = ("confirm", "greedy")
+PRESETS = ("conservative", "aggressive")  # of the evolve proposer
 KINDS: dict[str, Any] = {"experiments": int, "seed": int, "max_usd": int | float, "prices": dict} | dict.fromkeys(
     ("targets", "fixed", "command"), list | tuple | str
 )
@@ -73,6 +74,7 @@ class Settings:
     prices: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
     sampler: str = "tpe"
+    preset: str | None = None
     judge: str | None = None
     sandbox: str | None = None
     seed: int | None = None
@@ -89,6 +91,8 @@ class Settings:
             raise UsageError(f"max-usd: expected 0 or more, found {self.max_usd}")
         if self.judge is not None:
             _one_of("judge", self.judge, JUDGES)
+        if self.preset is not None:
+            _one_of("preset", self.preset, PRESETS)
         if self.sandbox is not None:
             _one_of("sandbox", self.sandbox, LEVELS)
         if self.until is not None:

@@ -22,6 +22,8 @@ from agent.judge import make_judge
 from agent.loop import BASELINE, Parts
 from agent.machine import Machine, probe
 from agent.proposers.command import Command
+from agent.proposers.evolve.archive import PRESETS
+from agent.proposers.evolve.proposer import Evolve
 from agent.proposers.given import NAME as GIVEN
 from agent.proposers.llm import LLM
 from agent.recording import Origin
@@ -310,6 +312,8 @@ def _proposer(name: str, session: Session, settings: Settings, repo: Repo) -> Pr
                 seed=session.seed,
                 direction=session.task.direction,
             )
+        case "evolve":
+            return _evolve(state, session, settings, repo)
         case "llm":
             if settings.model is None:
                 raise UsageError(f"llm: expected --model or a key in {' or '.join(KEYS.values())}, found neither")
@@ -321,7 +325,24 @@ def _proposer(name: str, session: Session, settings: Settings, repo: Repo) -> Pr
             if not settings.command:
                 raise UsageError("command: expected --command, e.g. --command 'claude -p', found none")
             return Command(settings.command, program=_program(repo))
-    raise UsageError(f"proposer: expected auto, llm, knobs or command, found {name!r}")
+    raise UsageError(f"proposer: expected auto, llm, knobs, evolve or command, found {name!r}")
+
+
+def _evolve(state: Path, session: Session, settings: Settings, repo: Repo) -> Proposer:
+    def curve(trial: int) -> list[dict[str, Any]]:
+        return session.folder.trial(trial).curve()
+
+    target = session.task.targets[0]
+    return Evolve(
+        state,
+        repo.read(session.base, [target])[target],
+        curve,
+        budget=session.budget,
+        preset=PRESETS[settings.preset] if settings.preset else None,
+        target=target,
+        seed=session.seed,
+        direction=session.task.direction,
+    )
 
 
 def _program(repo: Repo) -> str:

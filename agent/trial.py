@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.cell import Cell, Job, failure_of
 from agent.config import Task
-from agent.folder import CHECKPOINT, EXECUTION, METRICS, RUN_LOG, SPEC, TrialFolder
+from agent.folder import CHECKPOINT, CURVE, EXECUTION, METRICS, RUN_LOG, SPEC, TrialFolder
 from agent.machine import Machine
 from agent.scoring import BASELINE_SECONDS, Scorer
 from agent.smoke import NO_CHECKPOINT, Pace, Smoke, SmokeTest
@@ -72,7 +72,7 @@ class Bench:
         write_aside(folder / SPEC, json.dumps(spec | {"sandbox": self.cell.isolation.level}, indent=1))
         limit = self.wall_limit(Budget.parse(budget))
         log = folder / RUN_LOG
-        files = {"checkpoint": str(folder / CHECKPOINT), "curve": str(folder / "curve.jsonl")}
+        files = {"checkpoint": str(folder / CHECKPOINT), "curve": str(folder / CURVE)}
         serve = ("feed", spec | files) if self.task.profile == "train" else None
         sources = {**candidate.sources, **self.fixed}
         job = Job(self.task.command, sources, spec, log, limit, serve)
