@@ -106,7 +106,8 @@ class Archive:
 
     def joined(self, individuals: Sequence[Individual]) -> Archive:
         """With these as well; whoever is known stays as he was first bred."""
-        return replace(self, individuals={one.id: one for one in individuals} | dict(self.individuals))
+        new = {one.id: one for one in individuals if one.id not in self.individuals}
+        return replace(self, individuals={**self.individuals, **new})
 
     def begun(self, generation: Generation) -> Archive:
         return replace(self, generations=(*self.generations, generation))
@@ -130,8 +131,8 @@ class Archive:
         return next(iter(self.found(generation, Stage.SCREEN, id)), None)
 
     def gain(self, ours: float, theirs: float) -> float:
-        """How much better `ours` is, in the metric's unit."""
-        return theirs - ours if self.direction == "min" else ours - theirs
+        """How much better `ours` is, in the metric's unit; to the six digits of a score."""
+        return round(theirs - ours if self.direction == "min" else ours - theirs, 6)
 
     def screened_gain(self, generation: Generation, id: str) -> float | None:
         """Over the reference, on the generation's seed; None where one of the two left no score."""

@@ -26,7 +26,7 @@ CONTROLS: Mapping[str, Policy] = {
 
 def founded(archive: Archive, reference: Policy, base: str) -> Archive:
     """With generation 0: the incumbent's policy, mutants of it, and those that are bad on purpose."""
-    first = Individual(reference, INCUMBENT, 0, change="the incumbent's policy")
+    first = incumbent(reference, 0)
     bad = [Individual(policy, BAD, 0, change=name) for name, policy in CONTROLS.items() if policy != reference]
     archive = archive.joined((first, *bad))
     children = _children(archive, 0, {first.id: 0.0}, archive.preset.size)
@@ -34,15 +34,21 @@ def founded(archive: Archive, reference: Policy, base: str) -> Archive:
     return archive.joined(children).begun(Generation(0, base, first.id, members))
 
 
-def bred(archive: Archive) -> Archive:
-    """With one generation more: the fittest of the last one, tried anew, and children."""
+def bred(archive: Archive, reference: Policy, base: str) -> Archive:
+    """With one generation more: the fittest of the last one, tried anew, and children. reference: the incumbent's."""
     last = archive.generations[-1]
     fit, number = fitness(archive, last), last.number + 1
-    elite = max((id for id in fit if id != last.reference), key=lambda id: fit[id], default=None)
+    archive = archive.joined((incumbent(reference, number),))
+    elite = max((id for id in fit if id not in (last.reference, reference.id)), key=lambda id: fit[id], default=None)
     kept = () if elite is None else (elite,)
     children = _children(archive, number, fit, archive.preset.size - len(kept))
     members = (*kept, *(one.id for one in children))
-    return archive.joined(children).begun(Generation(number, last.base, last.reference, members))
+    return archive.joined(children).begun(Generation(number, base, reference.id, members))
+
+
+def incumbent(policy: Policy, generation: int) -> Individual:
+    """What there is, whoever made it."""
+    return Individual(policy, INCUMBENT, generation, change="the incumbent's policy")
 
 
 def _children(archive: Archive, number: int, fit: Mapping[str, float], count: int) -> list[Individual]:

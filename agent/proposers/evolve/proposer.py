@@ -19,10 +19,8 @@ from agent.errors import ProviderOverloaded, ProviderRefused, UsageError
 from agent.noise import Spread, prior
 from agent.proposers.evolve import literal
 from agent.proposers.evolve.archive import (
-    INCUMBENT,
     PRESETS,
     Archive,
-    Individual,
     Preset,
     Result,
     Stage,
@@ -31,7 +29,7 @@ from agent.proposers.evolve.archive import (
     save,
     wanted,
 )
-from agent.proposers.evolve.breeding import bred, founded
+from agent.proposers.evolve.breeding import bred, founded, incumbent
 from agent.proposers.evolve.genome import Policy
 from agent.proposers.evolve.tournament import SEEDS, SHARES, decided, next_run
 from agent.values import History, Proposal, Purpose, Record, Status
@@ -66,14 +64,16 @@ class Evolve:
         """The next run of the tournament; ProviderRefused when all generations are over."""
         source = history.sources[self._target]
         policy = _policy(source, self._target, ProviderRefused)
-        self._learn(self._met(policy, self._base(history)))
+        base = self._base(history)
         while True:
             self._decide(self._spread(history))
             run = next_run(self.archive)
             if run is None:
-                self._next_generation()
+                self._next_generation(policy, base)
             elif (row := self._untold(run, history)) is not None:
                 self._learn(self.archive.told(self._result(run, row)))
+            elif (moved := self._moved(policy, base)) != self.archive:
+                self._learn(moved)
             elif any(one.proposer == NAME for one in in_flight):
                 raise ProviderOverloaded(f"{NAME}: waits for its runs in flight, whose results decide what follows")
             else:
@@ -123,27 +123,23 @@ class Evolve:
         while (archive := decided(self.archive, spread)) != self.archive:
             self._learn(archive)
 
-    def _met(self, policy: Policy, base: str) -> Archive:
-        """The archive beside this incumbent: of other code, the last generation begins anew; of another policy, that
-        is its reference from now on."""
-        if not self.archive.generations:
-            return founded(self.archive, policy, base)
+    def _moved(self, policy: Policy, base: str) -> Archive:
+        """Beside an incumbent that somebody else has changed, what the generation has decided is decided anew. Runs
+        count on beside the code they ran beside."""
         now = self.archive.generations[-1]
-        if (now.base, now.reference) == (base, policy.id):
-            return self.archive
-        archive = self.archive.joined((Individual(policy, INCUMBENT, now.number, change="the incumbent's policy"),))
-        if now.base != base:
-            return archive.revised(replace(now, base=base, reference=policy.id, promoted=None, survivors=None))
-        return archive.revised(replace(now, reference=policy.id, survivors=None))
+        archive = self.archive.joined((incumbent(policy, now.number),))
+        same = (now.base, now.reference) == (base, policy.id)
+        again = replace(now, base=base, reference=policy.id, promoted=None, survivors=None)
+        return self.archive if same else archive.revised(again)
 
-    def _next_generation(self) -> None:
+    def _next_generation(self, policy: Policy, base: str) -> None:
         done = len(self.archive.generations)
         if done >= self._preset.generations:
             raise ProviderRefused(
                 f"{NAME}: expected generations left of {self._preset.name}, found all {done} done; see `overnight "
                 "lineage`, and use another --tag or proposer to go on"
             )
-        self._learn(bred(self.archive))
+        self._learn((bred if done else founded)(self.archive, policy, base))
 
     def _untold(self, run: Wanted, history: History) -> Record | None:
         """A row that was written and, because the session was killed just then, never told."""

@@ -4,7 +4,7 @@
     front       who is dominated by nobody in (quality, speed, stability), the better score first; a quarter goes on
     promotion   those and the reference, half of the budget, on three seeds of the generation's own
     survivors   whose mean gain over the reference on these seeds has a lower bound above zero
-    trial       each survivor, as any other proposal: whether it is kept is for the session's judge to say
+    trial       the survivors, the best first, as any other proposal, until the session's judge keeps one
 
 The seeds are new in each generation and the reference runs on all of them, so nobody lives on a lucky number for long
 and all comparisons are of runs on one seed. Speed is another axis than quality, and rough: the clock is noisy.
@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 from agent.noise import Spread
 from agent.proposers.evolve.archive import BAD, Archive, Generation, Result, Stage, Wanted
+from agent.values import Status
 
 SHARES = {Stage.SCREEN: 0.25, Stage.PROMOTION: 0.5, Stage.TRIAL: 1.0}  # of the session's budget
 SEEDS = 3  # of a promotion
@@ -52,8 +53,10 @@ def runs(archive: Archive, generation: Generation) -> Iterator[Wanted]:
             if id == generation.reference or not _failed(archive, generation, id, seed):
                 yield run(id, Stage.PROMOTION, seed)
     for id in generation.survivors or ():
-        if not tried(archive, id):
-            yield run(id, Stage.TRIAL, None)
+        yield run(id, Stage.TRIAL, None)
+        result = archive.result(run(id, Stage.TRIAL, None))
+        if result is not None and result.status == Status.KEEP:
+            return
 
 
 def next_run(archive: Archive) -> Wanted | None:
@@ -65,9 +68,9 @@ def next_run(archive: Archive) -> Wanted | None:
 def decided(archive: Archive, spread: Spread) -> Archive:
     """With whatever the results allow to be decided of the last generation. spread: of a difference on one seed,
     before any of this generation's is known."""
-    generation = archive.generations[-1]
-    if next_run(archive) is not None:
+    if not archive.generations or next_run(archive) is not None:
         return archive
+    generation = archive.generations[-1]
     if generation.promoted is None:
         return archive.revised(replace(generation, promoted=promoted(archive, generation)))
     if generation.survivors is None:
@@ -89,8 +92,7 @@ def survivors(archive: Archive, generation: Generation, spread: Spread) -> tuple
     gains = {id: archive.gains(generation, id) for id in generation.promoted or () if id != generation.reference}
     pooled = spread.pooled(gains.values())
     proven = [id for id, own in gains.items() if len(own) >= SEEDS and fmean(own) > pooled.error(len(own), LEVEL)]
-    had = [id for id in gains if tried(archive, id, generation.number)]
-    return tuple(dict.fromkeys((*had, *sorted(proven, key=lambda id: -fmean(gains[id])))))
+    return tuple(sorted((id for id in proven if not tried(archive, id)), key=lambda id: -fmean(gains[id])))
 
 
 def fitness(archive: Archive, generation: Generation) -> dict[str, float]:
@@ -99,10 +101,9 @@ def fitness(archive: Archive, generation: Generation) -> dict[str, float]:
     return {generation.reference: 0.0} | {id: fmean(own) for id, own in gains.items() if len(own) >= SEEDS}
 
 
-def tried(archive: Archive, id: str, generation: int | None = None) -> bool:
-    """Whether it was up for trial, in that generation or in any."""
-    trials = (one.run for one in archive.results if one.run.id == id and one.run.stage is Stage.TRIAL)
-    return any(generation in (None, run.generation) for run in trials)
+def tried(archive: Archive, id: str) -> bool:
+    """Whether it was up for trial before, in whatever generation: the judge has spoken."""
+    return any(one.run.id == id and one.run.stage is Stage.TRIAL for one in archive.results)
 
 
 def ranks(points: Sequence[Point]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from agent.config import load
@@ -11,7 +10,7 @@ from agent.proposers.evolve.archive import Preset
 from agent.proposers.evolve.proposer import Evolve
 from agent.repo import Repo
 from agent.session import SLOTS, build_parts, open_session
-from agent.values import Outcome, Record
+from agent.values import Outcome
 from sandbox.pool import LocalPool
 from tests.conftest import CLAIMED, commit_all
 
@@ -55,14 +54,5 @@ def run(project: Path, preset: Preset | None = SMALL, **flags: object) -> tuple[
             preset=preset,
             seed=session.seed,
         )
-        loop = Loop(replace(build_parts(session, settings, repo, pool, print, [evolve])))
+        loop = Loop(build_parts(session, settings, repo, pool, print, [evolve]))
         return loop.run(), loop, evolve
-
-
-def rows(loop: Loop) -> list[tuple[str, str, int | None]]:
-    """What ran, without what differs from one session to the next."""
-    return [(row.description, row.budget, row.seed) for row in loop.records]
-
-
-def screens(records: list[Record]) -> list[Record]:
-    return [row for row in records if "screen of generation" in row.description]
