@@ -132,8 +132,8 @@ def _point(archive: Archive, generation: Generation, id: str) -> Point | None:
 
 def _speed(ours: Result, theirs: Result | None) -> float:
     """Of the reference's, in whole SPEED_STEPs; as fast as it where that is not known."""
-    known = theirs is not None and theirs.speed and ours.speed
-    ratio = ours.speed / theirs.speed if known and ours.speed and theirs and theirs.speed else 1.0
+    before = theirs.speed if theirs else None
+    ratio = ours.speed / before if ours.speed and before else 1.0
     return round(ratio / SPEED_STEP) * SPEED_STEP
 
 

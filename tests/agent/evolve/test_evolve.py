@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent import patch
+from agent.config import PRESETS as NAMES
+from agent.config import Settings
 from agent.errors import ProviderOverloaded, ProviderRefused, StateError, UsageError
 from agent.proposers.evolve import literal
 from agent.proposers.evolve.archive import PRESETS, Preset, Stage, load
@@ -141,6 +143,12 @@ def test_the_preset_is_the_one_it_began_with(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="runs with aggressive, found conservative; use another --tag"):
         evolve(tmp_path, PRESETS["conservative"])
     assert evolve(tmp_path / "new", None).archive.preset == Preset("conservative", 5, 8)
+
+
+def test_there_are_two_presets() -> None:
+    assert tuple(PRESETS) == NAMES
+    with pytest.raises(UsageError, match="preset: expected one of conservative, aggressive, found 'bold'"):
+        Settings(preset="bold")
 
 
 def test_what_is_left_is_estimated(tmp_path: Path) -> None:
