@@ -64,7 +64,7 @@ class Evolve:
         """The next run of the tournament; ProviderRefused when all generations are over."""
         source = history.sources[self._target]
         policy = _policy(source, self._target, ProviderRefused)
-        base = self._base(history)
+        base, busy = self._base(history), [_run(one) for one in in_flight if one.proposer == NAME]
         while True:
             self._decide(self._spread(history))
             run = next_run(self.archive)
@@ -74,10 +74,10 @@ class Evolve:
                 self._learn(self.archive.told(self._result(run, row)))
             elif (moved := self._moved(policy, base)) != self.archive:
                 self._learn(moved)
-            elif any(one.proposer == NAME for one in in_flight):
+            elif (free := next_run(self.archive, busy)) is None:
                 raise ProviderOverloaded(f"{NAME}: waits for its runs in flight, whose results decide what follows")
             else:
-                return self._proposal(run, source)
+                return self._proposal(free, source)
 
     def repair(self, proposal: Proposal, problem: str) -> Proposal | None:
         """A policy that fails is an answer, too: there is nothing to mend."""
@@ -85,7 +85,7 @@ class Evolve:
 
     def tell(self, proposal: Proposal, record: Record) -> None:
         """Into the archive, and onto the disk."""
-        run = wanted(json.loads(proposal.key))
+        run = _run(proposal)
         if self.archive.result(run) is None:
             self._learn(self.archive.told(self._result(run, record)))
 
@@ -190,6 +190,10 @@ def _policy(source: str, target: str, error: type[UsageError] | type[ProviderRef
         return literal.read(source)
     except ValueError as problem:
         raise error(f"{NAME}: {target}: {problem}; write MATRIX_POLICY = {{}} or take another proposer") from None
+
+
+def _run(proposal: Proposal) -> Wanted:
+    return wanted(json.loads(proposal.key))
 
 
 def rise_of(rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import TypeAlias
@@ -59,10 +59,10 @@ def runs(archive: Archive, generation: Generation) -> Iterator[Wanted]:
             return
 
 
-def next_run(archive: Archive) -> Wanted | None:
-    """None when the last generation has nothing left to run."""
+def next_run(archive: Archive, busy: Collection[Wanted] = ()) -> Wanted | None:
+    """None when the last generation has nothing left to run. busy: runs to leave out, for they are in flight."""
     left = runs(archive, archive.generations[-1]) if archive.generations else ()
-    return next((run for run in left if archive.result(run) is None), None)
+    return next((run for run in left if archive.result(run) is None and run not in busy), None)
 
 
 def decided(archive: Archive, spread: Spread) -> Archive:

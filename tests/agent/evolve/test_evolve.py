@@ -99,8 +99,21 @@ def test_killed_after_any_run_it_goes_on_as_if_nothing_had_been(tmp_path: Path) 
 def test_an_ask_that_was_never_run_is_asked_again(tmp_path: Path) -> None:
     first = evolve(tmp_path).ask(history(), ())
     assert evolve(tmp_path).ask(history(), ()) == first
-    with pytest.raises(ProviderOverloaded, match="in flight"):
-        evolve(tmp_path).ask(history(), (first,))
+
+
+def test_a_stage_flies_as_one_and_the_next_waits_for_it(tmp_path: Path) -> None:
+    proposer, flying = evolve(tmp_path), list[Proposal]()
+    for _ in range(7):
+        flying.append(proposer.ask(history(), flying))
+    assert len({one.key for one in flying}) == 7
+    with pytest.raises(ProviderOverloaded, match="waits for its runs in flight"):
+        proposer.ask(history(), flying)
+    for number, one in enumerate(flying[:-1], 1):
+        proposer.tell(one, measured(one, SOURCE, number))
+    with pytest.raises(ProviderOverloaded):
+        proposer.ask(history(), flying[-1:])
+    proposer.tell(flying[-1], measured(flying[-1], SOURCE, 7))
+    assert proposer.ask(history(), ()).budget == "50steps"
 
 
 def test_other_seeds_breed_others(tmp_path: Path) -> None:
