@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from agent import patch, preflight
 from agent.config import Task
@@ -12,15 +13,18 @@ from agent.errors import DuplicateError, PreflightError
 from agent.turns import Turn, told, turned
 from agent.values import WRITERS, Candidate, Proposal
 
+# (digest, the proposal's own budget, its own seed)
+Repeat: TypeAlias = tuple[str, str | None, int | None]
+
 
 @dataclass(frozen=True)
 class Tried:
-    """What trials so far have come to, as text. digests: of every trial. turns: constants turned one way, from commit.
+    """What trials so far have come to, as text, by `repeat_of`. turns: constants turned one way, from commit.
 
     device: whose constants count, cpu, cuda or mps.
     """
 
-    digests: Mapping[str, str] = field(default_factory=dict)
+    repeats: Mapping[Repeat, str] = field(default_factory=dict)
     turns: Mapping[tuple[str, Turn], str] = field(default_factory=dict)
     device: str = "cpu"
 
@@ -31,7 +35,8 @@ def build(proposal: Proposal, sources: Mapping[str, str], parent: str, task: Tas
     Raise PatchError, PreflightError, DuplicateError, each
     with a text that a model can act on.
     """
-    new = patch.apply(sources, proposal.edits, task.targets)
+    same = not proposal.edits and (proposal.budget, proposal.seed) != (None, None)  # the incumbent, measured elsewhere
+    new = dict(sources) if same else patch.apply(sources, proposal.edits, task.targets)
     findings = [
         f"{path}:{finding.line} [{finding.rule}] {finding.message}"
         for path in task.targets
@@ -40,13 +45,19 @@ def build(proposal: Proposal, sources: Mapping[str, str], parent: str, task: Tas
     if findings:
         raise PreflightError("; ".join(findings))
     digest = digest_of(new)
-    if digest in tried.digests:
-        raise DuplicateError(f"the same code was tried before: {tried.digests[digest]}; propose something else")
+    before = tried.repeats.get(repeat_of(digest, proposal))
+    if before is not None:
+        raise DuplicateError(f"the same code was tried before: {before}; propose something else")
     if proposal.proposer in WRITERS and (turn := turned(sources, new, tried.device)) is not None:
         before = tried.turns.get((parent, turn))
         if before is not None:
             raise DuplicateError(f"{told(turn)} was tried on this very code: {before}; propose something else")
     return Candidate(proposal, new, parent, digest, patch.diff(sources, new))
+
+
+def repeat_of(digest: str, proposal: Proposal) -> Repeat:
+    """What makes a trial the same as another: the code, and where it runs if that is not where all others do."""
+    return digest, proposal.budget, proposal.seed
 
 
 def digest_of(sources: Mapping[str, str]) -> str:

@@ -76,7 +76,7 @@ def run(
     max_usd: Annotated[float | None, typer.Option(help="Make no request after so many dollars.")] = None,
     budget: Annotated[str | None, typer.Option(help="Of one run: 300s, 2e13flop, 50Mtok, 1000steps.")] = None,
     proposer: Annotated[
-        str | None, typer.Option(help="auto, llm, knobs, centaur, command; several: llm,knobs.")
+        str | None, typer.Option(help="auto, llm, knobs, centaur, evolve, command; several: llm,knobs.")
     ] = None,
     model: Annotated[list[str] | None, typer.Option(help="anthropic:NAME, openai:NAME, scripted:FILE; or a,b.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,
@@ -89,6 +89,10 @@ def run(
         str | None, typer.Option(help="conformal: end a run early that has no hope; none: let all run on.")
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="Of the knobs proposer: tpe, cmaes, random.")] = None,
+    conservative: Annotated[
+        bool | None,
+        typer.Option("--conservative/--aggressive", help="Of evolve: 5 generations x 8 (default), or 10 x 16."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every first run (42).")] = None,
     from_rev: Annotated[str | None, typer.Option("--from", help="Revision a new session starts from (HEAD).")] = None,
     data: Annotated[str | None, typer.Option(help="Folder of prepared data (the one prepared last).")] = None,
@@ -96,6 +100,7 @@ def run(
 ) -> None:
     """Run the loop until a stop condition or Ctrl-C: once finishes the trial, twice abandons it."""
     flags = dict(locals()) | {"model": model or None}
+    flags["preset"] = {True: "conservative", False: "aggressive", None: None}[flags.pop("conservative")]
     repo = Repo(Path.cwd())
     settings = load(repo.root, flags)
     session = open_session(settings, repo)

@@ -21,6 +21,7 @@ LEVELS = ("bwrap", "process")
 DIRECTIONS = ("min", "max")
 JUDGES = ("confirm", "greedy")
 PRUNERS = ("conformal", "none")
+PRESETS = ("conservative", "aggressive")  # of the evolve proposer
 KINDS: dict[str, Any] = {"experiments": int, "seed": int, "max_usd": int | float, "prices": dict} | dict.fromkeys(
     ("targets", "fixed", "command", "model"), list | tuple | str
 )
@@ -75,6 +76,7 @@ class Settings:
     prices: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
     sampler: str = "tpe"
+    preset: str | None = None
     judge: str | None = None
     pruner: str | None = None
     sandbox: str | None = None
@@ -94,6 +96,8 @@ class Settings:
             _one_of("judge", self.judge, JUDGES)
         if self.pruner is not None:
             _one_of("pruner", self.pruner, PRUNERS)
+        if self.preset is not None:
+            _one_of("preset", self.preset, PRESETS)
         if self.sandbox is not None:
             _one_of("sandbox", self.sandbox, LEVELS)
         if self.until is not None:

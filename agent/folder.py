@@ -58,6 +58,12 @@ class TrialFolder:
     def runs(self) -> list[Path]:
         return _numbered(self.path / "runs")
 
+    def curve(self) -> list[dict[str, Any]]:
+        """Of the first run: step, loss (nats, mean since the line before), progress, tokens, seconds. [] without."""
+        path = self.run(0) / CURVE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines]
+
     def defender(self, seed: int) -> Path:
         return self.path / "defence" / str(seed)
 

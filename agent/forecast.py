@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from agent.proposers.evolve.proposer import Evolve
 from agent.recording import Origin
 from agent.stops import Stop
 from agent.trial import Bench
@@ -30,11 +31,13 @@ def forecast(
     """One line for a person. done: experiments that the session already has."""
     left = None if stop.experiments is None else max(0, stop.experiments - done)
     trials = "trials until something stops it" if left is None else f"{left} trials"
-    return f"expected: {trials}, {_hours(origin, bench, stop, left)}, {_dollars(stop, left, proposers, history)}"
+    hours, dollars = _hours(origin, bench, stop, left), _dollars(stop, left, proposers, history)
+    return f"expected: {trials}, {hours}, {dollars}{_evolution(origin, bench, proposers)}"
 
 
 def _hours(origin: Origin, bench: Bench, stop: Stop, left: int | None) -> str:
-    seconds = _seconds(Budget.parse(origin.budget), bench)
+    parts = _seconds(Budget.parse(origin.budget), bench)
+    seconds = parts and sum(parts)
     until = "" if stop.until is None else f", until {stop.until:%H:%M} at the latest"
     if seconds is None:
         return f"hours known after the baseline{until}"
@@ -43,15 +46,25 @@ def _hours(origin: Origin, bench: Bench, stop: Stop, left: int | None) -> str:
     ) + until
 
 
-def _seconds(budget: Budget, bench: Bench) -> float | None:
-    """Of one trial: as the baseline took; before it has run, what the budget says or the machine's speed suggests."""
+def _seconds(budget: Budget, bench: Bench) -> tuple[float, float] | None:
+    """Of one trial, training and all around it: as the baseline took; before it has run, what the budget says or the
+    machine's speed suggests."""
     if bench.pace.train is not None:
-        return bench.pace.train + (bench.pace.score or 0.0) + (bench.pace.smoke or 0.0)
+        return bench.pace.train, (bench.pace.score or 0.0) + (bench.pace.smoke or 0.0)
     if budget.unit == "s":
-        return budget.amount + OVERHEAD_SECONDS
+        return budget.amount, OVERHEAD_SECONDS
     if budget.unit == "flop" and bench.machine.device == "cpu":
-        return budget.amount / (EFFICIENCY * bench.machine.cpu_gflops * 1e9) + OVERHEAD_SECONDS
+        return budget.amount / (EFFICIENCY * bench.machine.cpu_gflops * 1e9), OVERHEAD_SECONDS
     return None
+
+
+def _evolution(origin: Origin, bench: Bench, proposers: Sequence[Proposer]) -> str:
+    """What its preset takes, whatever number of trials was asked for."""
+    evolve = next((proposer for proposer in proposers if isinstance(proposer, Evolve)), None)
+    parts = _seconds(Budget.parse(origin.budget), bench)
+    if evolve is None:
+        return ""
+    return f"; {evolve.estimate(*parts)}" if parts else f"; {evolve.name}: hours known after the baseline"
 
 
 def _dollars(stop: Stop, left: int | None, proposers: Sequence[Proposer], history: History) -> str:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from agent.candidate import Tried
+from agent.candidate import Repeat, Tried, repeat_of
 from agent.cell import end_of
 from agent.folder import RUN_LOG, SessionFolder
 from agent.ledger import Ledger, as_read, kept
@@ -33,7 +33,7 @@ class Memory:
         self.folder, self.say, self.device = folder, say, device
         self.ledger = Ledger(folder.ledger)
         self.records: list[Record] = []
-        self._digests: dict[str, str] = {}
+        self._repeats: dict[Repeat, str] = {}
         self._turns: dict[tuple[str, Turn], str] = {}
         self._bases: dict[str, Mapping[str, str]] = {}  # sources of the commits that trials departed from
         self.earlier = 0
@@ -60,10 +60,10 @@ class Memory:
     @property
     def tried(self) -> Tried:
         """What a proposal may not repeat."""
-        return Tried(self._digests, self._turns, self.device)
+        return Tried(self._repeats, self._turns, self.device)
 
     def _learn(self, candidate: Candidate, commit: str, record: Record) -> None:
-        self._digests[candidate.digest] = outcome(record)
+        self._repeats[repeat_of(candidate.digest, candidate.proposal)] = outcome(record)
         turn = turned(self._bases.get(candidate.parent, {}), candidate.sources, self.device)
         if turn is not None:
             self._turns[candidate.parent, turn] = outcome(record)

@@ -18,6 +18,10 @@ from agent.errors import OvernightError, UsageError
 from agent.folder import RUN_LOG, SessionFolder, sessions
 from agent.ledger import Ledger, incumbent, read
 from agent.machine import probe
+from agent.proposers.evolve import archive as evolution
+from agent.proposers.evolve.lineage import as_text as as_page
+from agent.proposers.evolve.operators import operators
+from agent.proposers.evolve.wins import wins
 from agent.pruning import tally
 from agent.recording import line
 from agent.replay import as_json, as_text
@@ -105,6 +109,18 @@ def replay(
         from agent.report.plot import plot as draw  # matplotlib takes a second to import
 
         draw(records, plot, path.parent.name if path.name == "results.tsv" else path.name, direction)
+
+
+@app.command()
+def lineage(tag: Tag = None, as_json_: AsJson = False) -> None:
+    """What `--proposer evolve` has bred: who comes from whom, with scores; the operators; what can be claimed."""
+    folder = _folder(tag)
+    archive = evolution.load(folder.path / "proposers" / "evolve")
+    if archive is None:
+        raise UsageError(f"lineage: expected a session of --proposer evolve, found none of it in {folder.tag}")
+    facts = wins(archive, lambda trial: folder.trial(trial).curve())
+    told = {"operators": [asdict(one) for one in operators(archive)], "wins": facts}
+    _print(archive.facts() | told if as_json_ else as_page(archive, facts))
 
 
 @app.command()

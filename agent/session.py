@@ -21,6 +21,8 @@ from agent.judge import make_judge
 from agent.loop import BASELINE, Parts
 from agent.machine import Machine, probe
 from agent.proposers.command import Command
+from agent.proposers.evolve.archive import PRESETS
+from agent.proposers.evolve.proposer import Evolve
 from agent.proposers.given import NAME as GIVEN
 from agent.proposers.models import client_of, make_llm
 from agent.recording import Origin
@@ -325,13 +327,32 @@ def _proposer(name: str, session: Session, settings: Settings, repo: Repo, say: 
                 direction=session.task.direction,
                 say=say,
             )
+        case "evolve":
+            return _evolve(state, session, settings, repo)
         case "llm":
             return make_llm(settings, program=_program(repo), state=state, seed=session.seed, say=say)
         case "command":
             if not settings.command:
                 raise UsageError("command: expected --command, e.g. --command 'claude -p', found none")
             return Command(settings.command, program=_program(repo))
-    raise UsageError(f"proposer: expected auto, llm, knobs, centaur or command, found {name!r}")
+    raise UsageError(f"proposer: expected auto, llm, knobs, centaur, evolve or command, found {name!r}")
+
+
+def _evolve(state: Path, session: Session, settings: Settings, repo: Repo) -> Proposer:
+    def curve(trial: int) -> list[dict[str, Any]]:
+        return session.folder.trial(trial).curve()
+
+    target = session.task.targets[0]
+    return Evolve(
+        state,
+        repo.read(session.base, [target])[target],
+        curve,
+        budget=session.budget,
+        preset=PRESETS[settings.preset] if settings.preset else None,
+        target=target,
+        seed=session.seed,
+        direction=session.task.direction,
+    )
 
 
 def _program(repo: Repo) -> str:

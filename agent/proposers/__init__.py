@@ -1,1 +1,1 @@
-"""Whatever makes proposals: a language model, a command, a knob search."""
+"""Whatever makes proposals: a language model, a command, a knob search, evolution."""

@@ -17,6 +17,7 @@ from agent.config import Task
 from agent.forecast import forecast
 from agent.machine import Machine
 from agent.proposers.command import Command
+from agent.proposers.evolve.proposer import Evolve
 from agent.proposers.llm import LLM, USUAL_ANSWER
 from agent.proposers.opening import opening
 from agent.recording import Origin
@@ -115,3 +116,14 @@ def test_what_a_command_costs_nobody_knows(tmp_path: Path) -> None:
     with llm(tmp_path, Price(2.0, 10.0)) as proposer:
         found = said("340s", stop=Stop(3, max_usd=1.0), proposers=(proposer, command))
     assert found.endswith("dollars unknown (the command's own account), none asked for after $1.00")
+
+
+def test_an_evolution_says_how_many_runs_and_hours_it_takes(tmp_path: Path) -> None:
+    evolve = Evolve(tmp_path, "MATRIX_POLICY = {}\n", lambda trial: [], budget="1000steps")
+    assert said("1000steps", proposers=(evolve,)).endswith("$0; evolve: hours known after the baseline")
+    hours = (47 * (345 / 4 + 15) + 45 * (345 / 2 + 15)) / 3600
+    found = said("1000steps", proposers=(evolve,), pace=BASELINE_RAN)
+    assert (
+        f"; evolve conservative (5 generations x 8): 47 screens and 45 promotion runs left, about {hours:.1f} hours"
+        in found
+    )
