@@ -20,6 +20,7 @@ from agent.config import Settings, load
 from agent.errors import OvernightError, StateError, UsageError, because
 from agent.folder import sessions
 from agent.ledger import incumbent
+from agent.lineup import describe, make_proposers
 from agent.loop import Loop
 from agent.measuring import as_text, measure, report, seeds_of
 from agent.proposers.given import Given
@@ -30,11 +31,9 @@ from agent.session import (
     SLOTS,
     allow_foreign,
     build_parts,
-    describe,
     first_code,
     latest_tag,
     make_bench,
-    make_proposers,
     open_session,
     write,
 )
@@ -76,7 +75,7 @@ def run(
     max_usd: Annotated[float | None, typer.Option(help="Make no request after so many dollars.")] = None,
     budget: Annotated[str | None, typer.Option(help="Of one run: 300s, 2e13flop, 50Mtok, 1000steps.")] = None,
     proposer: Annotated[
-        str | None, typer.Option(help="auto, llm, knobs, centaur, evolve, command; several: llm,knobs.")
+        str | None, typer.Option(help="portfolio (default), llm, knobs, centaur, evolve, command; llm,knobs: in order.")
     ] = None,
     model: Annotated[list[str] | None, typer.Option(help="anthropic:NAME, openai:NAME, scripted:FILE; or a,b.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server.")] = None,

@@ -55,9 +55,14 @@ class Desk:
     """refusal: why the last proposer was refused, once none is left."""
 
     def __init__(
-        self, proposers: Sequence[Proposer], say: Callable[[str], None], sleep: Callable[[float], None]
+        self,
+        proposers: Sequence[Proposer],
+        say: Callable[[str], None],
+        sleep: Callable[[float], None],
+        pick: Callable[[Sequence[str], History], str] | None = None,
     ) -> None:
-        self.proposers = list(proposers)
+        """pick: which of those that are not resting is asked, by name; the first one where it is None."""
+        self.proposers, self._pick = list(proposers), pick
         self.say, self.sleep = say, sleep
         self.refusal: ProviderError | None = None
         self._rests: dict[str, float] = {}  # until when, by the monotonic clock
@@ -73,7 +78,7 @@ class Desk:
 
         crashed: a draft whose training crashed and whose proposer may mend it first.
         """
-        draft = crashed or Draft(self._choose())
+        draft = crashed or Draft(self._choose(history))
         if not gate.affords(draft.cost):  # while it rested
             return None
         for _ in range(1 + REPAIRS):
@@ -107,12 +112,14 @@ class Desk:
         self._strikes.pop(draft.proposer.name, None)
         return answer
 
-    def _choose(self) -> Proposer:
-        """The first one that is not resting; when all are, the one that rests shortest, after its rest."""
+    def _choose(self, history: History) -> Proposer:
+        """One that is not resting; when all are, the one that rests shortest, after its rest."""
         first = min(self.proposers, key=lambda one: max(0.0, self._rest(one)))
         if self._rest(first) > 0:
             self.sleep(self._rest(first))
-        return first
+            return first
+        awake = [one.name for one in self.proposers if self._rest(one) <= 0]
+        return first if self._pick is None else self.named(self._pick(awake, history)) or first
 
     def _rest(self, proposer: Proposer) -> float:
         """Seconds left."""

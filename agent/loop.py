@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from agent import candidate as candidates
+from agent.bandit import turn
 from agent.cell import end_of
 from agent.desk import REPAIRS, Desk, Draft, Gate, Ready
 from agent.errors import SmokeError, StateError, SteeringError
@@ -55,7 +57,10 @@ NO_BASELINE = "baseline: expected the unchanged code to train"
 
 @dataclass(frozen=True)
 class Parts:
-    """What a session is built of. base: commit it starts from, 40 hex. seed: of every first run."""
+    """What a session is built of. base: commit it starts from, 40 hex. seed: of every first run.
+
+    portfolio: proposers take turns by what they earn; else the first one is asked while it answers.
+    """
 
     repo: Repo
     folder: SessionFolder
@@ -68,6 +73,7 @@ class Parts:
     base: str
     seed: int
     say: Callable[[str], None]
+    portfolio: bool = False
     sleep: Callable[[float], None] = time.sleep
 
 
@@ -75,7 +81,8 @@ class Loop:
     def __init__(self, parts: Parts) -> None:
         self.parts, self.bench = parts, parts.bench
         self.memory = Memory(parts.folder, parts.say, parts.bench.machine.device)
-        self.desk = Desk(parts.proposers, parts.say, self._rest)
+        pick = partial(turn, seed=parts.seed) if parts.portfolio else None
+        self.desk = Desk(parts.proposers, parts.say, self._rest, pick and (lambda names, now: pick(names, now.records)))
         self.commit, self.sources = parts.base, parts.repo.read(parts.base, parts.bench.task.targets)
         baseline = Proposal((), BASELINE, proposer=BASELINE)
         self.holder = Candidate(baseline, self.sources, self.commit, candidates.digest_of(self.sources), "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -13,18 +12,13 @@ from typing import Any
 
 from agent.candidate import digest_of
 from agent.cell import Cell
-from agent.clients import KEYS, split_model
 from agent.config import JUDGES, PRUNERS, Settings, Task, load_task, stop_time
 from agent.errors import StateError, UsageError, because
 from agent.folder import SessionFolder, sessions
 from agent.judge import make_judge
 from agent.loop import BASELINE, Parts
 from agent.machine import Machine, probe
-from agent.proposers.command import Command
-from agent.proposers.evolve.archive import PRESETS
-from agent.proposers.evolve.proposer import Evolve
 from agent.proposers.given import NAME as GIVEN
-from agent.proposers.models import client_of, make_llm
 from agent.recording import Origin
 from agent.repo import Repo, branch_ref
 from agent.smoke import Pace
@@ -37,10 +31,10 @@ from sandbox.isolation import Isolation, Level, detect
 from sandbox.library import compiled
 from sandbox.pool import Pool, Slot
 
+TURNS = ("auto", "portfolio")  # names for all proposers that can, in turns by what they earn
 SLOTS = (Slot(0, "local"),)
 DEFAULT_SEED = 42
 PINNED = ("hardware", "torch", "data_id")
-DEFAULT_MODELS = {"anthropic": "claude-sonnet-5-5", "openai": "gpt-5.5"}
 
 
 @dataclass(frozen=True)
@@ -149,7 +143,7 @@ def _refuse_others(settings: Settings, facts: Mapping[str, Any], repo: Repo, tag
         )
 
 
-def _holds_foreign(folder: SessionFolder) -> bool:
+def holds_foreign(folder: SessionFolder) -> bool:
     """Whether a model's code may be what knobs are turned in, or what is run again: somebody not offline proposed."""
     proposals = (trial.proposal() for _, trial in folder.trials())
     return any(proposal is not None and proposal.proposer in WRITERS | {GIVEN} for proposal in proposals)
@@ -246,6 +240,7 @@ def build_parts(
         base=session.base,
         seed=session.seed,
         say=say,
+        portfolio=settings.proposer in TURNS,
     )
 
 
@@ -275,97 +270,3 @@ def without_text(isolation: Isolation, data: Path | None) -> Isolation:
         return replace(isolation, library=compiled(cache() / "bytecode"))
     except OSError as error:
         raise StateError(f"sandbox: expected to write below {cache()}, found: {because(error)}") from None
-
-
-def make_proposers(
-    session: Session, settings: Settings, repo: Repo, say: Callable[[str], None] = print
-) -> list[Proposer]:
-    """Those named in `proposer`, comma-separated, the first one asked first; the others step in when it is refused."""
-    settings = _with_model(settings)
-    names = [name.strip() for name in settings.proposer.split(",")]
-    if names == ["auto"]:
-        if settings.model is None and (settings.base_url or settings.command):
-            given, wanted = ("--base-url", "--model") if settings.base_url else ("--command", "--proposer command")
-            raise UsageError(f"proposer: expected {wanted} beside {given}, found none")
-        names = ["llm"] if settings.model else ["knobs"]
-    if set(names) & WRITERS or _holds_foreign(session.folder):
-        allow_foreign(session, settings)
-    return [_proposer(name, session, settings, repo, say) for name in names]
-
-
-def _with_model(settings: Settings) -> Settings:
-    """Without --model, the default model of the provider whose key is set."""
-    if settings.model is not None:
-        return settings
-    provider = next((name for name, key in KEYS.items() if os.environ.get(key)), None)
-    return replace(settings, model=DEFAULT_MODELS[provider]) if provider else settings
-
-
-def _proposer(name: str, session: Session, settings: Settings, repo: Repo, say: Callable[[str], None]) -> Proposer:
-    state = session.folder.proposer(name)
-    match name:
-        case "knobs":
-            from agent.proposers.knobs import Knobs  # Optuna takes a second to import
-
-            return Knobs(
-                state,
-                session.machine.device,
-                target=session.task.targets[0],
-                sampler=settings.sampler,
-                seed=session.seed,
-                direction=session.task.direction,
-            )
-        case "centaur":
-            from agent.proposers.centaur import Centaur
-
-            return Centaur(
-                state,
-                session.machine.device,
-                client=client_of(settings, state) if settings.models else None,
-                target=session.task.targets[0],
-                seed=session.seed,
-                direction=session.task.direction,
-                say=say,
-            )
-        case "evolve":
-            return _evolve(state, session, settings, repo)
-        case "llm":
-            return make_llm(settings, program=_program(repo), state=state, seed=session.seed, say=say)
-        case "command":
-            if not settings.command:
-                raise UsageError("command: expected --command, e.g. --command 'claude -p', found none")
-            return Command(settings.command, program=_program(repo))
-    raise UsageError(f"proposer: expected auto, llm, knobs, centaur, evolve or command, found {name!r}")
-
-
-def _evolve(state: Path, session: Session, settings: Settings, repo: Repo) -> Proposer:
-    def curve(trial: int) -> list[dict[str, Any]]:
-        return session.folder.trial(trial).curve()
-
-    target = session.task.targets[0]
-    return Evolve(
-        state,
-        repo.read(session.base, [target])[target],
-        curve,
-        budget=session.budget,
-        preset=PRESETS[settings.preset] if settings.preset else None,
-        target=target,
-        seed=session.seed,
-        direction=session.task.direction,
-    )
-
-
-def _program(repo: Repo) -> str:
-    path = repo.root / "program.md"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def describe(settings: Settings) -> str:
-    """Which proposer will be asked, for a line before the session starts."""
-    settings = _with_model(settings)
-    models = [split_model(model)[1] for model in settings.models]
-    if settings.proposer == "auto":
-        return f"llm ({', '.join(models)})" if models else "knobs"
-    if settings.proposer == "centaur":
-        return f"centaur (CMA-ES and {models[0]})" if models else "centaur (CMA-ES alone: no model)"
-    return settings.proposer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from agent.ledger import comparable, kept
+from agent.ledger import comparable, incumbent, kept
 from agent.turns import Turn, told
 from agent.values import CATEGORIES, WRITERS, Proposal, Record, Status
 
@@ -32,13 +32,13 @@ def refused(proposal: Proposal, turn: Turn | None, records: Sequence[Record]) ->
 STRUCTURAL = "change the structure, start from a near miss, or combine two of them"
 
 
-def advice(records: Sequence[Record], incumbent: Record | None, direction: str) -> list[str]:
+def advice(records: Sequence[Record], best: Record | None, direction: str) -> list[str]:
     """What to tell a model before it proposes; [] while all goes well."""
     lines = []
     if worn := worn_out(records):
         lines.append(f"The last {IN_A_ROW} proposals were all of category {worn}. Propose one of {_others(worn)}.")
     if stuck := plateau(records):
-        near = [str(record.trial) for record in near_misses(records, incumbent, direction)[:2]]
+        near = [str(record.trial) for record in near_misses(records, best, direction)[:2]]
         ways = ["change the structure (architecture, loss, data, the optimizer's mathematics), not one constant more"]
         ways += [f"start from the near miss of trial {near[0]} and mend what held it back"] if near else []
         ways += [f"combine those of trials {near[0]} and {near[1]}"] if len(near) > 1 else []
@@ -56,15 +56,17 @@ def worn_out(records: Sequence[Record]) -> str:
 
 
 def plateau(records: Sequence[Record]) -> int:
-    """Trials since the last keep, 0 while they are fewer than PLATEAU."""
-    since = sum(_ran(record) for record in itertools.takewhile(lambda record: not kept(record), reversed(records)))
+    """Trials since the last keep, 0 while they are fewer than PLATEAU. What ran on another budget could not be kept."""
+    best = incumbent(records)
+    later = itertools.takewhile(lambda record: not kept(record), reversed(records))
+    since = sum(_ran(record) and (best is None or record.budget == best.budget) for record in later)
     return since if since >= PLATEAU else 0
 
 
-def near_misses(records: Sequence[Record], incumbent: Record | None, direction: str) -> list[Record]:
+def near_misses(records: Sequence[Record], best: Record | None, direction: str) -> list[Record]:
     """Discarded with the best values that compare with the incumbent's, the best first, NEAR at most."""
     found = [record for record in records if record.status.lower() == Status.DISCARD and record.val_bpb]
-    found = [record for record in found if incumbent is None or comparable(record, incumbent)]
+    found = [record for record in found if best is None or comparable(record, best)]
     return sorted(found, key=lambda record: record.val_bpb or 0.0, reverse=direction == "max")[:NEAR]
 
 

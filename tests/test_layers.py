@@ -64,6 +64,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.flight", "agent.measuring", "agent.standing"),
     ("agent.loop",),
     ("agent.session",),
+    ("agent.lineup",),
     ("agent.reading",),
     ("agent.cli",),
     ("agent.__main__",),

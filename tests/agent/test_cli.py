@@ -107,7 +107,7 @@ def test_doctor_names_what_is_missing_and_shows_no_key(project: Path) -> None:
         (("run", "--tag", "Bad/Tag"), 2, "tag: expected"),
         (("run", "--budget", "fast"), 2, "budget: expected e.g. 300s"),
         (("run", "--until", "7am"), 2, "until: expected a time like 07:00"),
-        (("run", "--proposer", "psychic"), 2, "proposer: expected auto, llm, knobs, centaur, evolve or command"),
+        (("run", "--proposer", "psychic"), 2, "proposer: expected portfolio, llm, knobs, centaur, evolve or command"),
         (("run", "--proposer", "llm"), 2, "llm: expected --model or a key in ANTHROPIC_API_KEY or OPENAI_API_KEY"),
         (("run", "--proposer", "llm", "--model", "claude-x"), 2, "price is known for model 'claude-x'"),
         (("run", "--proposer", "llm", "--model", "openai:gpt-5", "--price", "1,2"), 2, "OPENAI_API_KEY is not set"),

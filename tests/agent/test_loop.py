@@ -21,10 +21,11 @@ from agent.errors import ProviderRefused, StateError, UsageError
 from agent.folder import SessionFolder
 from agent.judge import Judge, Standing
 from agent.ledger import Ledger
+from agent.lineup import make_proposers
 from agent.loop import Loop
 from agent.repo import Repo
 from agent.reruns import scores
-from agent.session import SLOTS, build_parts, make_proposers, open_session
+from agent.session import SLOTS, build_parts, open_session
 from agent.values import Outcome, Proposal, Record, RunAgain, Status, Trial, Verdict
 from benchmarks.wire_server import WireServer, slow, tool
 from sandbox.pool import LocalPool

@@ -6,25 +6,29 @@ from pathlib import Path
 
 import pytest
 
+from agent.bandit import turn
 from agent.clients import KEYS, split_model
 from agent.config import load
 from agent.errors import UsageError
+from agent.lineup import DEFAULT_MODELS, describe, make_proposers
 from agent.proposers.knobs import Knobs
 from agent.proposers.llm import LLM
 from agent.repo import Repo
-from agent.session import DEFAULT_MODELS, describe, make_proposers, open_session
-from agent.values import Proposer
+from agent.session import open_session
+from agent.values import CATEGORIES, Proposer
+from benchmarks.wire_session import project as tiny_project
 from sandbox.isolation import Isolation, Level
-from tests.agent.test_loop import edit, session
+from tests.agent.test_loop import edit, rows, session
+from tests.conftest import FAKE_TRAIN, commit_all
 
+ROOT = Path(__file__).parents[2]
 ANTHROPIC, OPENAI = "ANTHROPIC_API_KEY", "OPENAI_API_KEY"
 
 
-def proposer(project: Path, **flags: str) -> tuple[Proposer, str]:
-    """The only proposer of a session with these flags, and how it is announced."""
+def proposers(project: Path, **flags: str) -> tuple[list[Proposer], str]:
+    """Those of a session with these flags, and how they are announced."""
     settings, repo = load(project, {"tag": "t", "budget": "10steps"} | flags), Repo(project)
-    (made,) = make_proposers(open_session(settings, repo), settings, repo)
-    return made, describe(settings)
+    return make_proposers(open_session(settings, repo), settings, repo), describe(settings)
 
 
 @pytest.mark.parametrize(
@@ -43,32 +47,33 @@ def test_with_a_key_it_is_a_model(
 ) -> None:
     for key in keys:
         monkeypatch.setenv(key, "k")
-    made, announced = proposer(project, **flags)
-    assert isinstance(made, LLM)
-    assert made._client.model == model
-    assert announced == f"llm ({model})"
-    made._client.close()
+    made, announced = proposers(project, **flags)
+    assert [one.name for one in made] == ["llm", "knobs", "centaur"], "no MATRIX_POLICY, no evolution"
+    assert isinstance(made[0], LLM)
+    assert made[0]._client.model == model
+    assert announced == f"portfolio ({model}, constants and policy)"
+    made[0]._client.close()
 
 
 @pytest.mark.parametrize("env", [{}, {ANTHROPIC: "", OPENAI: ""}], ids=["unset", "empty"])
 def test_without_a_key_it_is_the_constants(project: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    made, announced = proposer(project, proposer="auto")
+    (made,), announced = proposers(project, proposer="auto")
     assert isinstance(made, Knobs)
-    assert (made.name, announced) == ("knobs", "knobs")
+    assert (made.name, announced) == ("knobs", "portfolio (constants and policy)")
 
 
 def test_a_key_does_not_overrule_the_proposer_that_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ANTHROPIC, "k")
-    made, announced = proposer(project, proposer="knobs")
+    (made,), announced = proposers(project, proposer="knobs")
     assert isinstance(made, Knobs)
     assert announced == "knobs"
 
 
 def test_a_model_without_a_key_is_refused_not_replaced(project: Path) -> None:
     with pytest.raises(UsageError, match="OPENAI_API_KEY is not set"):
-        proposer(project, model="openai:gpt-5")
+        proposers(project, model="openai:gpt-5")
 
 
 def test_every_provider_has_a_default_model_of_its_own() -> None:
@@ -103,12 +108,12 @@ def bare(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_models_code_needs_a_wall_or_the_users_word(bare: Path, name: str) -> None:
     with pytest.raises(UsageError, match="expected bwrap for code that a model wrote, found that there is no bubble"):
-        proposer(bare, **FOREIGN[name])
-    assert proposer(bare, **FOREIGN[name], sandbox="process")[0].name == name
+        proposers(bare, **FOREIGN[name])
+    assert proposers(bare, **FOREIGN[name], sandbox="process")[0][0].name == name
 
 
 def test_constants_need_none(bare: Path) -> None:
-    assert proposer(bare, proposer="knobs")[0].name == "knobs"
+    assert proposers(bare, proposer="knobs")[0][0].name == "knobs"
 
 
 @pytest.mark.parametrize("settled", [True, False], ids=["kept", "cut-off"])
@@ -119,8 +124,8 @@ def test_constants_of_a_models_code_do(project: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("agent.session.detect", lambda: NO_WALL)
     (project / "overnight.toml").write_text('[task]\nprofile = "claimed"\nfixed = []\n')
     with pytest.raises(UsageError, match="for code that a model wrote"):
-        proposer(project, proposer="knobs")
-    assert proposer(project, proposer="knobs", sandbox="process")[0].name == "knobs"
+        proposers(project, proposer="knobs")
+    assert proposers(project, proposer="knobs", sandbox="process")[0][0].name == "knobs"
 
 
 @pytest.mark.parametrize(
@@ -132,4 +137,27 @@ def test_constants_of_a_models_code_do(project: Path, monkeypatch: pytest.Monkey
 )
 def test_a_flag_that_nobody_would_use_is_refused(project: Path, flags: dict[str, str], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
-        proposer(project, **flags)
+        proposers(project, **flags)
+
+
+def test_where_train_py_has_a_policy_it_is_evolved_beside_the_constants(data: Path, tmp_path: Path) -> None:
+    text = (ROOT / "tests" / "tiny_train.py").read_text().replace("BATCH = 8\n", "BATCH = 8\nMATRIX_POLICY = {}\n")
+    (tmp_path / "train.py").write_text(text)
+    folder = tiny_project(tmp_path / "project", tmp_path / "train.py")
+    made, announced = proposers(folder, data=str(data), proposer="portfolio")
+    assert [one.name for one in made] == ["knobs", "evolve"]
+    assert announced == "portfolio (constants and policy)"
+
+
+def test_proposers_of_a_portfolio_take_turns_and_those_in_order_do_not(project: Path) -> None:
+    (project / "train.py").write_text(FAKE_TRAIN.replace("LR = 0.5", "LR = 0.5\nWIDTH = 64"))
+    commit_all(project)
+    replies = [edit("LR = 0.5", f"LR = 0.5{number}", category=kind) for number, kind in enumerate(CATEGORIES * 2, 1)]
+    script = project.parent / "script.jsonl"
+    session(project, replies, proposer="portfolio", model=f"scripted:{script}", experiments=8)
+    taken = [record.proposer for record in rows(project)[1:]]
+    assert len(set(taken)) > 1
+    wanted = []
+    for number in range(1, len(rows(project))):
+        wanted.append(turn(("llm", "knobs", "centaur"), rows(project)[:number], 42))
+    assert taken == wanted, "what the bandit says of the rows before"
