@@ -32,6 +32,7 @@ SHAPES_LOG = "shapes.log"
 SPEC = "trial.json"  # of a run: what was asked for
 METRICS = "metrics.json"
 CURVE = "curve.jsonl"
+CANDIDATE = "candidate.json"
 EXECUTION = "execution.json"  # of a run: how it ended, and what the trusted side measured
 SCORED = "nats.npy"  # of every scored token, for the audit
 
@@ -78,7 +79,7 @@ class TrialFolder:
             write_aside(self.path / name, text)
         write_aside(self.path / "diff.patch", candidate.diff)
         facts = {"commit": commit, "parent": candidate.parent, "digest": candidate.digest}
-        write_aside(self.path / "candidate.json", json.dumps(facts | {"sources": dict(candidate.sources)}))
+        write_aside(self.path / CANDIDATE, json.dumps(facts | {"sources": dict(candidate.sources)}))
 
     def write_proposal(self, proposal: Proposal, cost_usd: float) -> None:
         """After every exchange, so that nothing that was paid for is lost. cost_usd: of all exchanges so far."""
@@ -102,7 +103,7 @@ class TrialFolder:
 
     def candidate(self) -> tuple[Candidate, str] | None:
         """The candidate and its commit, or None when the trial never came so far."""
-        facts, proposal = _read_json(self.path / "candidate.json"), self.proposal()
+        facts, proposal = _read_json(self.path / CANDIDATE), self.proposal()
         if facts is None or proposal is None:
             return None
         diff = (self.path / "diff.patch").read_text()

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agent.cell import MEMORY_SHARE
 from agent.clients import KEYS, split_model
 from agent.config import Settings
 from agent.errors import UsageError
+from agent.experience import experience
 from agent.proposers.command import Command
 from agent.proposers.evolve import literal
 from agent.proposers.evolve.archive import PRESETS
@@ -76,6 +78,9 @@ def _proposer(name: str, session: Session, settings: Settings, repo: Repo, say: 
                 sampler=settings.sampler,
                 seed=session.seed,
                 direction=session.task.direction,
+                tag=session.folder.tag,
+                known=lambda: experience(repo.root, session.facts, session.task.targets[0]),
+                room_gb=session.machine.memory_gb * (MEMORY_SHARE if session.machine.device != "cuda" else 1.0),
             )
         case "centaur":
             from agent.proposers.centaur import Centaur

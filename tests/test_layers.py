@@ -56,7 +56,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "agent.folder",
         "agent.replay",
     ),
-    ("agent.bandit", "agent.cell", "agent.reruns"),
+    ("agent.bandit", "agent.cell", "agent.experience", "agent.reruns"),
     ("agent.pruning", "agent.scoring"),
     ("agent.smoke", "agent.watcher"),
     ("agent.candidate", "agent.trial", "agent.proposers"),

@@ -50,6 +50,14 @@ class Axis:
         """A value of the constant as Optuna's."""
         return self.range.values.index(value) if isinstance(self.range, Choices) else value
 
+    def holds(self, value: Value) -> bool:
+        """Whether it is in the range, and of its kind."""
+        if isinstance(self.range, Choices):
+            return value in self.range.values
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        right = whole if self.range.whole else isinstance(value, float) or whole
+        return right and self.range.low <= float(value) <= self.range.high  # type: ignore[arg-type]
+
     def decode(self, param: Any) -> Value:
         """Optuna's value as the one to write."""
         if isinstance(self.range, Choices):

@@ -1,9 +1,11 @@
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -12,7 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from agent import patch
 from agent.constants import Value, find
 from agent.errors import ProviderRefused, StateError, UsageError
-from agent.proposers.knobs import PENALTY, SAMPLERS, Knobs
+from agent.experience import Experience
+from agent.proposers.knobs import PENALTY, Knobs
+from agent.proposers.study import SAMPLERS
 from agent.values import History, Proposal, Record
 
 ROOT = Path(__file__).parents[2]
@@ -243,3 +247,76 @@ def test_bad_settings_and_a_broken_study(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="move it away") as caught:
         Knobs(tmp_path, "cpu")
     assert "\n" not in str(caught.value)
+
+
+def lived(
+    source: str, ratio: float | None, number: int, tag: str = "before", status: str = "discard", **more: Any
+) -> Experience:
+    score = None if ratio is None else 1.4 * ratio
+    return Experience(tag, source, ratio, dataclasses.replace(row(score, status), trial=number, proposer="llm", **more))
+
+
+def turned_to(depth: int, rate: float) -> str:
+    found = SMALL.replace("DEPTH = 4", f"DEPTH = {depth}").replace("LR = 0.04", f"LR = {rate}")
+    assert found != SMALL
+    return found
+
+
+def test_what_did_better_in_another_session_is_tried_first_best_first_and_once(tmp_path: Path) -> None:
+    known = [lived(turned_to(5, 0.05), 0.9, 1), lived(turned_to(6, 0.03), 0.8, 2), lived(turned_to(3, 0.01), 1.1, 3)]
+    asked = []
+    for _ in range(4):
+        knobs = Knobs(tmp_path, "cpu", tag="t", known=lambda: known)
+        proposal = knobs.ask(history(SMALL), ())
+        asked.append(proposal.description)
+        knobs.tell(proposal, row(1.45))
+    assert asked[:2] == ["LR 0.04 -> 0.03, DEPTH 4 -> 6", "LR 0.04 -> 0.05, DEPTH 4 -> 5"]
+    assert len(set(asked)) == 4
+    told = [trial for trial in trials(tmp_path).values() if "of" in trial.user_attrs]
+    assert sorted((trial.user_attrs["of"], round(trial.value or 0, 6)) for trial in told) == [
+        ("before/1", 1.26),
+        ("before/2", 1.12),
+        ("before/3", 1.54),
+    ], "told once, by the ratio to the baseline"
+
+
+def test_trials_of_others_in_this_session_and_their_failures_are_learned_from_and_not_tried_again(
+    tmp_path: Path,
+) -> None:
+    known = [
+        lived(turned_to(5, 0.05), 0.9, 1, tag="t"),
+        lived(turned_to(6, 0.06), None, 2, tag="t", status="crash"),
+        lived(turned_to(7, 0.06), None, 3, tag="t", status="discard", reason="stopped at 20% of its budget"),
+        lived("DEPTH = 9  # range: 1..99\n", 0.1, 4),
+        lived("no python (", 0.1, 5),
+    ]
+    knobs = Knobs(tmp_path, "cpu", tag="t", known=lambda: known)
+    knobs.ask(history(SMALL), ())
+    told = {t.user_attrs["of"]: t.value for t in trials(tmp_path).values() if "of" in t.user_attrs}
+    assert told == {"t/1": pytest.approx(1.26), "t/2": PENALTY}
+
+
+def test_a_point_that_is_predicted_to_take_more_memory_than_there_is_is_never_proposed(tmp_path: Path) -> None:
+    source = "DEPTH = 4  # range: 1..16\nRATE = 0.1  # range: 0.01..1.0 log\n"
+    known = [
+        lived(source.replace("DEPTH = 4", f"DEPTH = {depth}"), 1.2, depth, memory_gb=2.0 * depth)
+        for depth in (1, 2, 3, 4, 5, 6)
+    ]
+    out = lived(
+        source.replace("DEPTH = 4", "DEPTH = 9"), None, 9, status="crash", reason="out of memory (peak 16000 MB)"
+    )
+    knobs = Knobs(tmp_path, "cpu", tag="t", known=lambda: [*known, out], room_gb=16.0)
+    found = []
+    for _ in range(25):
+        proposal = knobs.ask(history(source), ())
+        found += [int(depth) for depth in re.findall(r"DEPTH 4 -> (\d+)", proposal.description)]
+        knobs.tell(proposal, row(1.5))
+    assert max(found) <= 9
+    assert min(found) < 4
+    free = Knobs(tmp_path / "free", "cpu", tag="t", known=lambda: [*known, out])
+    drawn = []
+    for _ in range(25):
+        proposal = free.ask(history(source), ())
+        drawn += [int(depth) for depth in re.findall(r"DEPTH 4 -> (\d+)", proposal.description)]
+        free.tell(proposal, row(1.5))
+    assert max(drawn) > 9, "where there is room it is tried"

@@ -10,12 +10,13 @@ from agent.bandit import turn
 from agent.clients import KEYS, split_model
 from agent.config import load
 from agent.errors import UsageError
+from agent.ledger import Ledger
 from agent.lineup import DEFAULT_MODELS, describe, make_proposers
 from agent.proposers.knobs import Knobs
 from agent.proposers.llm import LLM
 from agent.repo import Repo
 from agent.session import open_session
-from agent.values import CATEGORIES, Proposer
+from agent.values import CATEGORIES, Proposer, Record
 from benchmarks.wire_session import project as tiny_project
 from sandbox.isolation import Isolation, Level
 from tests.agent.test_loop import edit, rows, session
@@ -161,3 +162,20 @@ def test_proposers_of_a_portfolio_take_turns_and_those_in_order_do_not(project: 
     for number in range(1, len(rows(project))):
         wanted.append(turn(("llm", "knobs", "centaur"), rows(project)[:number], 42))
     assert taken == wanted, "what the bandit says of the rows before"
+
+
+def test_a_new_session_tries_first_what_did_best_in_an_earlier_one(project: Path) -> None:
+    session(project, [], tag="a", proposer="knobs", experiments=6)
+    before = rows_of(project, "a")
+    best = min(record.val_bpb or 9.0 for record in before)
+    assert best < (before[0].val_bpb or 0.0)
+    session(project, [], tag="b", proposer="knobs", experiments=2)
+    first = rows_of(project, "b")[1]
+    assert (first.status, first.val_bpb) == ("keep", best)
+    session(project, [], tag="c", proposer="knobs", experiments=1, budget="20steps")
+    other = rows_of(project, "c")[1]
+    assert other.val_bpb == min(record.val_bpb for tag in "ab" for record in rows_of(project, tag)), "another budget"
+
+
+def rows_of(project: Path, tag: str) -> tuple[Record, ...]:
+    return Ledger(project / ".overnight" / tag / "results.tsv").records()
