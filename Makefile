@@ -6,7 +6,7 @@ TAG ?= demo
 TRIALS ?= 9
 BUDGET ?= 1e12flop
 
-.PHONY: run test slow check bench bench-optim attack clean
+.PHONY: run test slow check bench bench-optim bench-search attack clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: expected Python >= 3.11, found " + sys.version.split()[0] + "; set PYTHON=")'
@@ -50,6 +50,12 @@ bench-optim: $(VENV)/installed  ## the quick form of the benchmarks of optimizer
 	$(BIN)/python -m benchmarks.optim_adaptive --quick
 	$(BIN)/python -m benchmarks.optim_speed --quick
 	$(BIN)/python -m benchmarks.optim_trainer --quick
+
+bench-search: $(VENV)/examples  ## tables and plots of judges and searches, from what was recorded
+	$(BIN)/python -m benchmarks.search.judge --quick
+	$(BIN)/python -m benchmarks.search.surrogate
+	$(BIN)/python -m benchmarks.search.prune
+	$(BIN)/python -m benchmarks.search.compare --quick
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

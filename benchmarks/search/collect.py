@@ -2,11 +2,11 @@
 
     python -m benchmarks.search.collect SOURCE=COUNT … [--jobs 2]
 
-SOURCE: random, tpe, cmaes (plain Optuna over all knobs), near (one to three knobs away from train.py's own values),
-repeat (an earlier trial that went well, on another seed). Each trial runs as in a session: smoke, training in the
-sandbox, scoring by the referee, under limits that follow from a run of train.py as it is. After every trial a row is
-added to results/search_trials.parquet; end it whenever you like, the same command goes on until there are COUNT of each
-SOURCE.
+SOURCE: default (train.py as it is, from the second on with other seeds), random, tpe, cmaes (plain Optuna over all
+knobs), near (one to three knobs away from train.py's own values), repeat (an earlier trial that went well, on another
+seed). Each trial runs as in a session: smoke, training in the sandbox, scoring by the referee, under limits that follow
+from a run of train.py as it is. After every trial a row is added to results/search_trials.parquet; end it whenever you
+like, the same command goes on until there are COUNT of each SOURCE.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sandbox.isolation import detect
 from sandbox.pool import Slot
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("random", "tpe", "cmaes", "near", "repeat")
+SOURCES = ("default", "random", "tpe", "cmaes", "near", "repeat")
 BUSY = 2.0  # how much slower the machine may become while others work on it, too
 
 
@@ -93,6 +93,8 @@ class Collector:
         return source if done[source] < 1 else None
 
     def _draw(self, source: str, number: int) -> tuple[Point, int]:
+        if source == "default":
+            return self.space.default, SEED if number == 1 else 2000 + number
         if source == "repeat":
             well = [row for row in self.rows if row.val_bpb is not None and row.source != "repeat"]
             row = well[number * 7919 % len(well)]

@@ -17,7 +17,7 @@ from agent.repo import Repo
 from agent.values import Record
 from benchmarks.wire_server import WireServer, tool
 from tests.agent.test_loop import edit, rows, session, statuses
-from tests.agent.test_session import proposer
+from tests.agent.test_session import proposers
 from tests.conftest import FAKE_TRAIN, commit_all
 
 KNOBS = "LR = 0.5\nDECAY = 0.3  # range: 0.0..1.0\nFLAG = False\n"
@@ -97,24 +97,25 @@ def test_code_and_knobs_together(knobs: Path) -> None:
 
 
 def test_it_says_whether_a_model_is_there(project: Path) -> None:
-    made, announced = proposer(project, proposer="centaur")
+    (made,), announced = proposers(project, proposer="centaur")
     assert isinstance(made, Centaur)
     assert announced == "centaur (CMA-ES alone: no model)"
     given = {"proposer": "centaur", "model": "own", "base_url": "http://localhost:1/v1", "price": "0,0"}
-    assert proposer(project, **given)[1] == "centaur (CMA-ES and own)"
+    assert proposers(project, **given)[1] == "centaur (CMA-ES and own)"
 
 
 def test_several_models_are_a_team(project: Path) -> None:
     address = {"base_url": "http://localhost:1/v1", "price": "0,0"}
-    made, announced = proposer(project, model="one,two:8b", **address)
+    (made, *others), announced = proposers(project, model="one,two:8b", **address)
     assert isinstance(made, Team)
-    assert (made.name, announced) == ("llm", "llm (one, two:8b)")
-    made, announced = proposer(project, model="one", **address)
+    assert (made.name, announced) == ("llm", "portfolio (one, two:8b, constants and policy)")
+    assert [one.name for one in others] == ["knobs", "centaur"]
+    (made,), _ = proposers(project, proposer="llm", model="one", **address)
     assert isinstance(made, LLM)
     with pytest.raises(UsageError, match="expected each one once"):
-        proposer(project, model="one,one", **address)
+        proposers(project, model="one,one", **address)
     with pytest.raises(UsageError, match=r"under \[prices\]"):
-        proposer(project, model="openai:one,openai:two", price="1,2")
+        proposers(project, model="openai:one,openai:two", price="1,2")
 
 
 def test_models_may_stand_in_the_settings_file(project: Path) -> None:
@@ -122,7 +123,7 @@ def test_models_may_stand_in_the_settings_file(project: Path) -> None:
         text = settings.read()
         settings.seek(0)
         settings.write('model = ["one", "two"]\nprice = "0,0"\nbase_url = "http://localhost:1/v1"\n' + text)
-    assert proposer(project)[1] == "llm (one, two)"
+    assert proposers(project)[1] == "portfolio (one, two, constants and policy)"
 
 
 def test_a_named_provider_is_not_asked_at_the_address_of_another(
@@ -130,7 +131,7 @@ def test_a_named_provider_is_not_asked_at_the_address_of_another(
 ) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
     flags = {"model": "anthropic:claude-sonnet-4-5,own", "base_url": "http://localhost:1/v1", "price": "0,0"}
-    made, _ = proposer(project, **flags)
+    (made, *_), _ = proposers(project, **flags)
     assert isinstance(made, Team)
     theirs, ours = (member._client for member in made._members.values())
     assert "localhost" not in str(theirs._sdk.base_url)

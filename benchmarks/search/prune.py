@@ -1,0 +1,168 @@
+"""What ending hopeless runs early would have saved, and how often it would have been wrong, on recorded curves.
+
+    python -m benchmarks.search.prune [--quick] [--repeats 50] [--json FILE]
+
+The recorded trials come in a random order. Each is compared with train.py as it is, by the pruner of a session: it
+knows those before it that ran to their end. Its answer is right or wrong by how the trial really ended. Seconds are
+those that were measured, smoke and scoring included; a run that is ended is not scored.
+
+Two ways of proposing: constants drawn anywhere (as a search of all of them does at first), and one to three of them
+turned (as `knobs` does, and as models do when they turn constants). There are no recorded trials of code yet.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agent.kinds import Kind, kind_of
+from agent.proposers.point import applied, edits_of
+from agent.pruner import RUN_ON, Curve, Pair, Past, Pruner
+from benchmarks.records import facts, headline, markdown, options, save
+from benchmarks.search.space import Space, default_space
+from benchmarks.search.trials import Row, load
+
+REPEATS = 50
+SIGMA = 0.02  # bits per byte; about what a judge's prior gives for a pair on a CPU
+WAYS = {"drawn anywhere": ("random", "tpe", "cmaes"), "one to three turned": ("near",)}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """smoke, score: seconds before and after training."""
+
+    kind: Kind
+    pair: Pair
+    behind: float
+    train: float
+    rest: float
+    score: float
+
+
+@dataclass
+class Count:
+    """Of one order of the trials. seconds: with the pruner, and without."""
+
+    ended: int = 0
+    wrong: int = 0
+    winners: int = 0
+    trials: int = 0
+    shares: float = 0.0
+    seconds: float = 0.0
+    whole: float = 0.0
+
+
+def trials(space: Space, rows: Sequence[Row], sources: Sequence[str]) -> list[Trial]:
+    """Of those sources that left a score, beside the run that is closest to train.py as it is."""
+    plain = next(row for row in rows if row.source == "default" and row.val_bpb is not None)
+    rival, score = Curve(plain.progress, plain.loss), plain.val_bpb or 0.0
+    return [
+        Trial(
+            _kind(space, row),
+            Pair(Curve(row.progress, row.loss), rival, score),
+            (row.val_bpb or 0.0) - score,
+            row.train_seconds or 0.0,
+            *_around(row),
+        )
+        for row in rows
+        if row.source in sources and row.val_bpb is not None
+    ]
+
+
+def _around(row: Row) -> tuple[float, float]:
+    """Seconds before training, and those of scoring: both a half of what is not training."""
+    rest = max(0.0, row.seconds - (row.train_seconds or 0.0))
+    return rest / 2, rest / 2
+
+
+def _kind(space: Space, row: Row) -> Kind:
+    edits = edits_of("train.py", space.source, "cpu", row.point)
+    after = applied("train.py", space.source, edits)
+    return kind_of({"train.py": space.source}, {"train.py": after}, "hyperparameter", "cpu")
+
+
+def session(order: Sequence[Trial], before: Sequence[Trial], rng: random.Random) -> Count:
+    """Trials in that order. before: of earlier sessions, run to their end."""
+    count, past = Count(), [(one.kind, Past(one.pair, one.behind)) for one in before]
+    for one in order:
+        known = [each for kind, each in past if one.kind.learns_from(kind)]
+        found = Pruner(one.pair.incumbent, one.pair.score, known, SIGMA).hopeless(one.pair.run)
+        spared = rng.random() < RUN_ON
+        count.trials, count.winners = count.trials + 1, count.winners + (one.behind < 0)
+        count.whole += one.train + one.rest + one.score
+        if found is None or spared:
+            count.seconds += one.train + one.rest + one.score
+            past.append((one.kind, Past(one.pair, one.behind, 1 / RUN_ON if found else 1.0)))
+            continue
+        count.ended, count.wrong = count.ended + 1, count.wrong + (one.behind < 0)
+        count.shares += found.share
+        count.seconds += one.rest + found.share * one.train
+    return count
+
+
+def measure(rows: Sequence[Row], repeats: int) -> dict[str, dict[str, Any]]:
+    space, result = default_space(), {}
+    for way, sources in WAYS.items():
+        own = trials(space, rows, sources)
+        others = trials(space, rows, [name for names in WAYS.values() for name in names if name not in sources])
+        for given, before in ((False, []), (True, others)):
+            counts = []
+            for repeat in range(repeats):
+                rng = random.Random(repeat)
+                counts.append(session(rng.sample(own, len(own)), before, rng))
+            name = f"{way}, {'beside earlier sessions' if given else 'first session'}"
+            result[name] = _summary(counts) | {"given": len(before)}
+    return result
+
+
+def _summary(counts: Sequence[Count]) -> dict[str, Any]:
+    speed = [one.whole / one.seconds for one in counts]
+    ended = sum(one.ended for one in counts)
+    low, middle, high = statistics.quantiles(speed, n=4) if len(speed) > 1 else speed * 3
+    return {
+        "trials": counts[0].trials,
+        "winners": counts[0].winners,
+        "ended": round(ended / sum(one.trials for one in counts), 4),
+        "ended_at": round(sum(one.shares for one in counts) / ended, 3) if ended else None,
+        "winners_ended": round(sum(one.wrong for one in counts) / max(1, sum(one.winners for one in counts)), 4),
+        "wrong_of_ended": round(sum(one.wrong for one in counts) / ended, 4) if ended else None,
+        "speed": [round(low, 3), round(middle, 3), round(high, 3)],
+    }
+
+
+def table(result: Mapping[str, Mapping[str, Any]]) -> str:
+    head = [
+        "proposals",
+        "trials",
+        "ended",
+        "at",
+        "winners ended",
+        "of those ended, winners",
+        "trials an hour, quartiles",
+    ]
+    rows = []
+    for name, row in result.items():
+        shown = [name, str(row["trials"]), f"{row['ended']:.0%}", "-", f"{row['winners_ended']:.1%}", "-"]
+        if row["ended_at"] is not None:
+            shown[3], shown[5] = f"{row['ended_at']:.0%}", f"{row['wrong_of_ended']:.1%}"
+        rows.append([*shown, " / ".join(f"{value:.2f}" for value in row["speed"])])
+    return markdown(head, rows)
+
+
+def main() -> int:
+    parser = options(__doc__ or "")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    args = parser.parse_args()
+    result = facts(ways=measure(load(), 5 if args.quick else args.repeats))
+    save(result, args.json)
+    print(headline(result))
+    print(table(result["ways"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
