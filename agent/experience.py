@@ -31,8 +31,9 @@ class Experience:
 
 
 def experience(root: Path, facts: Mapping[str, Any], target: str) -> Iterator[Experience]:
-    """Of sessions with the same data id, hardware and task as the one with these `facts`, itself included."""
-    for tag in sessions(root):
+    """Of sessions with the same data id, hardware and task as the one with these `facts`, itself included; those used
+    last come last."""
+    for tag in reversed(sessions(root)):
         folder = SessionFolder(root, tag)
         try:
             found = folder.session() or {}

@@ -11,7 +11,7 @@ from agent.turns import turned
 
 # What looks worse early and may be better in the end, or the other way round: rates, schedules, batches, averages.
 _PACE = re.compile(
-    r"(?:^|_|\.)(?:lr|lrs|rate|batch|warm\w*|sched\w*|anneal\w*|cool\w*|decay|momentum|betas?|ema|averag\w*|accumul\w*)"
+    r"(?:^|_|\.)(?:lr|lrs|rate|batch|warm\w*|sched\w*|anneal\w*|cool\w*|decay|momentum|betas?|ema|averag\w*|accumul\w*|policy)"
     r"(?:_|\d|$)|schedule|batch_size",
     re.IGNORECASE,
 )

@@ -345,7 +345,8 @@ class Loop:
         now, task, candidate = incumbent(self.records), self.bench.task, trial.candidate
         proposal = candidate.proposal
         facts = self.parts.folder.session() or {}
-        alike = (proposal.budget or self.parts.origin.budget, proposal.seed or self.parts.seed)
+        seed = self.parts.seed if proposal.seed is None else proposal.seed
+        alike = (proposal.budget or self.parts.origin.budget, seed)
         if now is None or task.profile != "train" or task.direction != "min" or alike != (now.budget, now.seed):
             return None
         if facts.get("pruner") != "conformal":

@@ -11,7 +11,8 @@ gap overstated the last one:
 By split conformal prediction (Vovk et al. 2005; Lei et al. 2018, https://arxiv.org/abs/1604.04173) the e of a further
 trial of their kind is at most their ⌈(1 - RISK)(n + 1)⌉th smallest, q, with probability 1 - RISK, whatever the
 distribution, all looks together. A run is hopeless when even then its score would be behind: h(g / σ) > q w(f). With
-fewer than 19 trials there is no such q.
+fewer than 19 trials there is no such q. Once runs are stopped, those that were let run on stand for the others by their
+weight (Tibshirani et al. 2019, https://arxiv.org/abs/1904.06019); with few of them the level is approximate.
 """
 
 from __future__ import annotations
@@ -80,10 +81,11 @@ class Past:
 
 @dataclass(frozen=True)
 class Prospect:
-    """What a look has shown. share: of the budget. behind: what the run would end behind by, at least."""
+    """What a look has shown. share: of the budget. behind: what the run would end behind by, at least. gap: now."""
 
     share: float
     behind: float
+    gap: float
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Pruner:
                 continue
             left = math.asinh(gap / self.sigma) - margin * _leeway(share)
             if left > 0:
-                return Prospect(share, self.sigma * math.sinh(left))
+                return Prospect(share, self.sigma * math.sinh(left), gap)
         return None
 
     @cached_property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -19,9 +20,11 @@ from agent.folder import CURVE, EXECUTION, METRICS, SPEC, SessionFolder
 from agent.kinds import Kind
 from agent.pruner import RUN_ON, Curve, Pair, Past, Prospect, Pruner, curve_of
 from agent.reruns import alike
+from agent.values import Status
 from sandbox.workspace import write_aside
 
 PRUNING = "pruning.json"
+MAX_CURVE = 1 << 20  # characters that are read; a run writes what it likes, train.py some ten thousand
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Watched:
 
     def look(self, run: Path) -> Looked | None:
         """What the curve in the run's folder says, once that is anything: written there, too."""
-        prospect = self.pruner.hopeless(read_curve(run))
+        prospect = None if self.pruner.margin is None else self.pruner.hopeless(read_curve(run))
         if prospect is None:
             return None
         looked = replace(self.looked, prospect=prospect, ran_on=self.spare)
@@ -57,9 +60,12 @@ class Watched:
 
     def told(self, prospect: Prospect) -> str:
         """For the ledger."""
-        best = self.pruner.score + prospect.behind
         against = f"against {self.pruner.score:.6f} of trial {self.looked.incumbent}"
-        return f"stopped at {prospect.share:.0%} of its budget: in sight is val_bpb {best:.6f} at best, {against}"
+        heading, best = (self.pruner.score + behind for behind in (prospect.gap, prospect.behind))
+        return (
+            f"stopped at {prospect.share:.0%} of its budget: heading for val_bpb {heading:.6f}, "
+            f"{best:.6f} at best, {against}"
+        )
 
 
 def watched(folder: SessionFolder, facts: Mapping[str, Any], number: int, looked: Looked, sigma: float) -> Watched:
@@ -74,6 +80,7 @@ def tally(folder: SessionFolder) -> dict[str, Any]:
     """What stopping early has saved and cost in a session. ran_on_better: would-be stops that ended ahead."""
     runs = [(trial.run(0), looked_at(trial.run(0))) for _, trial in folder.trials()]
     found = [(run, looked) for run, looked in runs if looked is not None and looked.prospect is not None]
+    found = [(run, looked) for run, looked in found if looked.ran_on or not _ended(run)]  # it may have been too late
     shares = [looked.prospect.share for _, looked in found if looked.prospect and not looked.ran_on]
     ran_on = [(_ended(run), _ended(folder.trial(looked.incumbent).run(0))) for run, looked in found if looked.ran_on]
     ended = [(ours, theirs) for ours, theirs in ran_on if ours and theirs]
@@ -93,13 +100,21 @@ def spared(tag: str, number: int) -> bool:
 def pasts(root: Path, facts: Mapping[str, Any]) -> Iterator[tuple[Kind, Past]]:
     """Of trials on other code in sessions like this one, whose first run came to its end; score less incumbent's."""
     for folder in alike(root, facts):
-        for _, trial in folder.trials():
-            looked, run = looked_at(trial.run(0)), _ended(trial.run(0))
-            rival = _ended(folder.trial(looked.incumbent).run(0)) if looked else None
-            if looked is None or run is None or rival is None or run.seed != rival.seed:
-                continue
-            weight = 1 / RUN_ON if looked.ran_on else 1.0
-            yield looked.kind, Past(Pair(run.curve, rival.curve, rival.score), run.score - rival.score, weight)
+        for number, _ in folder.trials():
+            with suppress(OSError, ValueError, KeyError, TypeError):  # half a folder is no reason to end a session
+                yield from _past(folder, number)
+
+
+def _past(folder: SessionFolder, number: int) -> Iterator[tuple[Kind, Past]]:
+    trial = folder.trial(number)
+    looked, run, row = looked_at(trial.run(0)), _ended(trial.run(0)), trial.record()
+    rival = _ended(folder.trial(looked.incumbent).run(0)) if looked else None
+    if looked is None or run is None or rival is None or run.seed != rival.seed:
+        return
+    if row is not None and row.status == Status.REJECT:  # its score did not survive the audit
+        return
+    weight = 1 / RUN_ON if looked.ran_on else 1.0
+    yield looked.kind, Past(Pair(run.curve, rival.curve, rival.score), run.score - rival.score, weight)
 
 
 def looked_at(run: Path) -> Looked | None:
@@ -113,7 +128,7 @@ def looked_at(run: Path) -> Looked | None:
 def read_curve(run: Path) -> Curve:
     """What has been written so far."""
     file = run / CURVE
-    text = file.read_text() if file.is_file() else ""
+    text = file.read_text()[:MAX_CURVE] if file.is_file() else ""
     return curve_of(json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines())
 
 

@@ -76,7 +76,8 @@ def replay(records: Sequence[Record], direction: str = "min") -> Replay:
     frontier = tuple(step for number, step in enumerate(steps) if step.gain > 0 or number == 0)
     first, last = (frontier[0], frontier[-1]) if frontier else (None, None)
     counts = Counter("keep" if kept(record) else record.status for record in records)
-    judged = len(steps) - 1 + sum(record.status == Status.DISCARD for record in ranked)
+    stopped = sum(record.status == Status.DISCARD and record.val_bpb is None for record in records)
+    judged = len(steps) - 1 + stopped + sum(record.status == Status.DISCARD for record in ranked)
     plateau, begin = _plateau(len(records), frontier)
     return Replay(
         experiments=len(records),

@@ -25,7 +25,10 @@ class Watcher:
     def _watch(self) -> None:
         watched = self._watched
         while not self._over.wait(PAUSE_SECONDS):
-            looked = watched.look(self._run) if watched is not None else None
+            try:
+                looked = watched.look(self._run) if watched is not None else None
+            except (OSError, ValueError):  # a full disk, say: the run goes on unjudged, and can still be called off
+                watched = looked = None
             if looked is not None and looked.ran_on:
                 watched = None
             elif looked is not None and looked.prospect is not None and self._watched is not None:

@@ -40,6 +40,7 @@ from agent.values import Edit, History, Proposal, Record
 PENALTY = 1e6  # bits per byte; samplers look at ranks only
 ATTEMPTS = 60  # draws before the space counts as exhausted
 LUCK = 1.5  # turns by which a knob may jump the queue
+FIRST = 3  # points of other sessions that are tried as they are, the best first
 GUIDED = 6  # of these by the sampler; the rest at random, which cannot get stuck
 Params: TypeAlias = Mapping[str, Any]  # Optuna's
 
@@ -78,11 +79,11 @@ class Knobs:
         source = history.sources[self._target]
         self._give_up_lost(in_flight)
         axes = self._axes(source)
-        others = Others(self._known(), axes, self._device, self._tag)
+        others = Others(self._known(), source, axes, self._device, self._tag)
         self._enrol(history, axes)
         self._learn(others, axes, history)
         tried = {trial.user_attrs.get("digest") for trial in self._trials()} | {digest(source)}
-        for trial, chosen in self._draws(axes, others.better(history)):
+        for trial, chosen in self._draws(axes, self._untried(others.better(history))):
             drawn = {axis: axis.decode(trial.params[axis.key]) for axis in chosen}
             changes = {axis: value for axis, value in drawn.items() if axis.moved(value)}
             values = {axis.name: value for axis, value in changes.items()}
@@ -97,7 +98,16 @@ class Knobs:
             "widen their `# range:` comments or take another proposer"
         )
 
-    def _draws(self, axes: Sequence[Axis], better: Sequence[Params]) -> Iterator[tuple[Trial, Sequence[Axis]]]:
+    def _untried(self, better: Sequence[tuple[str, Params]]) -> Iterator[Params]:
+        """The next of the first FIRST points that did well elsewhere, each of which is tried once in a session."""
+        tried: list[str] = self._study.user_attrs.get("tried", [])
+        for place, params in better[:FIRST] if len(tried) < FIRST else ():
+            if place not in tried and len(tried) < FIRST:
+                tried = [*tried, place]
+                self._study.set_user_attr("tried", tried)
+                yield params
+
+    def _draws(self, axes: Sequence[Axis], better: Iterable[Params]) -> Iterator[tuple[Trial, Sequence[Axis]]]:
         """Trials and the axes that they may turn: what did well elsewhere, whole, then draws of the sampler."""
         for params in better if axes else ():
             yield self._draw(axes, params, self._fallback), axes
@@ -127,7 +137,7 @@ class Knobs:
         if trial.state is TrialState.RUNNING:  # only whoever asked may report to it, and that may have been another run
             self._study.tell(trial.number, state=TrialState.FAIL)
         seen = {round(100 * (record.fraction or 0.0)): toward} if toward is not None else None
-        self._add(trial.params, trial.distributions, value, trial.user_attrs, seen)
+        self._add(trial.params, trial.distributions, value, trial.user_attrs, seen, trial.system_attrs)
 
     # ── what the study knows ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -175,10 +185,20 @@ class Knobs:
         value: float,
         attrs: dict[str, Any],
         seen: dict[int, float] | None = None,
+        system: Mapping[str, Any] | None = None,
     ) -> None:
-        """seen: of a run that was stopped, percent of the budget → where it was heading then."""
+        """seen: of a run that was stopped, percent of the budget → where it was heading then. system: what a sampler
+        has noted on the trial that this one stands for; CMA-ES knows its own by that."""
         ended = {"value": value} if seen is None else {"state": TrialState.PRUNED, "intermediate_values": seen}
-        self._study.add_trial(create_trial(params=params, distributions=distributions, user_attrs=dict(attrs), **ended))
+        self._study.add_trial(
+            create_trial(
+                params=params,
+                distributions=distributions,
+                user_attrs=dict(attrs),
+                system_attrs=dict(system or {}),
+                **ended,
+            )
+        )
 
     # ── a draw ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -34,6 +34,6 @@ def score(record: Record) -> float | None:
 
 
 def heading(record: Record) -> float | None:
-    """Of a run that was stopped early: where it was heading at best, as agent.pruning has it; None for others."""
-    found = re.search(r"^stopped at .* val_bpb (\d+\.\d+) at best", record.reason)
+    """Of a run that was stopped early: where it was heading, as agent.pruning has it; None for others."""
+    found = re.search(r"^stopped at .* heading for val_bpb (\d+\.\d+)", record.reason)
     return float(found[1]) if found else None

@@ -52,7 +52,7 @@ class Collector:
         self.bench = Bench(Task(), fixed, Cell(data_folder(None), machine, detect()))
         meta = json.loads((data_folder(None) / "meta.json").read_text())
         self.origin = {"hardware": machine.hardware, "torch": machine.torch, "data": str(meta["data_id"])}
-        self.lock, self.flying = threading.Lock(), list[str]()
+        self.lock, self.flying = threading.Lock(), list[tuple[str, int]]()
         self._pace()
 
     def _pace(self) -> None:
@@ -72,23 +72,29 @@ class Collector:
             with self.lock:
                 if (source := self._next()) is None:
                     return
-                self.flying.append(source)
-                number = self._count(source) + self.flying.count(source)
+                number = self._number(source)
+                self.flying.append((source, number))
                 point, seed = self._draw(source, number)
             row = self._run(Row(source=source, number=number, point=point, seed=seed, **self.origin), slot)
             with self.lock:
-                self.flying.remove(source)
+                self.flying.remove((source, number))
                 self.rows.append(row)
                 save(self.rows)
                 value = "        " if row.val_bpb is None else f"{row.val_bpb:.6f}"
                 print(f"{len(self.rows):>4}  {source:<7} {value}  {row.reason[:100]}", flush=True)
 
-    def _count(self, source: str) -> int:
-        return sum(row.source == source for row in self.rows)
+    def _taken(self, source: str) -> set[int]:
+        recorded = {row.number for row in self.rows if row.source == source}
+        return recorded | {number for name, number in self.flying if name == source}
+
+    def _number(self, source: str) -> int:
+        """The first one that is neither recorded nor running."""
+        taken = self._taken(source)
+        return next(number for number in range(1, len(taken) + 2) if number not in taken)
 
     def _next(self) -> str | None:
         """The source that has the smallest share of what is wanted of it."""
-        done = {source: (self._count(source) + self.flying.count(source)) / n for source, n in self.wanted.items()}
+        done = {source: len(self._taken(source)) / n for source, n in self.wanted.items()}
         source = min(done, key=lambda name: done[name])
         return source if done[source] < 1 else None
 
@@ -97,6 +103,8 @@ class Collector:
             return self.space.default, SEED if number == 1 else 2000 + number
         if source == "repeat":
             well = [row for row in self.rows if row.val_bpb is not None and row.source != "repeat"]
+            if not well:
+                sys.exit("repeat: expected a recorded trial with a score, found none; record others first")
             row = well[number * 7919 % len(well)]
             return row.point, 1000 + number
         told = [(row.point, row.val_bpb) for row in self.rows if row.source == source]

@@ -3,8 +3,9 @@
     python -m benchmarks.search.compare [--quick] [--repeats 20] [--json FILE] [--plot FILE]
 
 random, tpe and cmaes are plain Optuna over all knobs; the rows with a + are told train.py's own values first, as one of
-their trials. knobs, centaur and portfolio are overnight's own, asked and told as in a session under a greedy judge,
-without a model; train.py as it is is their first trial. What a trial comes to is said by the surrogate: a score with
+their trials. knobs, centaur and portfolio (both of them in turns; evolve, which a session has besides, turns no knobs)
+are overnight's own, asked and told as in a session under a greedy judge, without a model and without a pruner; train.py
+as it is is their first trial. What a trial comes to is said by the surrogate: a score with
 the noise of its seed, the same for the same point, or a failure. What is compared is the score without noise of what a
 search holds for best. The repeats are paired: the same seeds of noise and failure for all.
 """

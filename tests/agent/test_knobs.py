@@ -137,7 +137,7 @@ def test_a_run_that_was_stopped_is_told_as_pruned_with_where_it_was_heading(tmp_
     for share in (0.1, 0.25):
         proposal = knobs.ask(history(SMALL), ())
         asked.append(proposal.description)
-        why = f"stopped at {share:.0%} of its budget: in sight is val_bpb 2.345678 at best, against 1.4 of trial 0"
+        why = f"stopped at {share:.0%} of its budget: heading for val_bpb 2.345678, 2.1 at best, against 1.4 of trial 0"
         knobs.tell(proposal, dataclasses.replace(row(None, "discard", why), fraction=share))
     pruned = [trial for trial in trials(tmp_path).values() if trial.state is TrialState.PRUNED]
     assert [trial.intermediate_values for trial in pruned] == [{10: 2.345678}, {25: 2.345678}]

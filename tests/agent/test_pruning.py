@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UsageError
-from agent.folder import CURVE, METRICS, SessionFolder
+from agent.folder import CURVE, EXECUTION, METRICS, SPEC, SessionFolder
 from agent.kinds import Kind
 from agent.pruner import FEWEST, RUN_ON
 from agent.pruning import Looked, looked_at, pasts, read_curve, spared, tally
@@ -61,14 +61,14 @@ def test_a_hopeless_run_is_stopped_and_a_good_one_is_not(tiny: Path) -> None:
     _, ran, better, stopped = rows(tiny)
     assert (better.status, stopped.status, stopped.val_bpb) == ("keep", "discard", None)
     assert 0.1 <= stopped.fraction <= 0.3
-    assert stopped.reason.startswith("stopped at 10% of its budget: in sight is val_bpb ")
+    assert stopped.reason.startswith("stopped at 10% of its budget: heading for val_bpb ")
     assert stopped.tokens_M is None
     assert stopped.total_seconds < ran.total_seconds
     looked = looked_at(trial(tiny, 3))
     assert looked is not None
     assert looked.prospect is not None
     assert looked.incumbent == 2, "the incumbent of that time"
-    found = re.search(r"val_bpb ([0-9.]+) at best", stopped.reason)
+    found = re.search(r"([0-9.]+) at best", stopped.reason)
     assert found is not None
     assert float(found[1]) == pytest.approx(better.val_bpb + looked.prospect.behind, abs=2e-6)
     assert not (trial(tiny, 3) / METRICS).exists()
@@ -110,3 +110,20 @@ def test_a_half_written_curve_is_read_up_to_its_last_line(tmp_path: Path) -> Non
     (tmp_path / CURVE).write_text(json.dumps({"progress": 0.1, "loss": 2.0}) + '\n{"progress": 0.2, "lo')
     assert read_curve(tmp_path).progress == (0.1,)
     assert read_curve(tmp_path / "nowhere").progress == ()
+
+
+def test_half_a_folder_of_somebody_else_is_passed_over(tmp_path: Path) -> None:
+    folder = SessionFolder(tmp_path, "t")
+    folder.create()
+    facts = {"data_id": "d", "budget": "1s", "hardware": "h", "torch": "1", "task": {}}
+    folder.write_session(facts)
+    for number in range(4):
+        run = folder.trial(number).run(0)
+        run.mkdir(parents=True)
+        for name, text in ((SPEC, '{"seed": 1}'), (METRICS, '{"val_bpb": 1.5}'), (EXECUTION, "{}"), (CURVE, "")):
+            (run / name).write_text(text)
+        if number:
+            Looked(PACED, 0).write(run)
+    (folder.trial(1).run(0) / "pruning.json").write_text("")
+    (folder.trial(2).run(0) / METRICS).write_text("[]")
+    assert [kind for kind, _ in pasts(tmp_path, facts)] == [PACED]

@@ -79,7 +79,7 @@ def test_each_stabiliser_makes_its_two_steps_here_and_on_a_gpu_s_constants(
         for name, text in (("plain", real), ("on", real.replace(off, on)))
     )
     guesses = [(tmp_path / name / "shapes.log").read_text().count(GUESSED) for name in ("plain", "on")]
-    assert guesses == [1, 1]  # the loss that the last step reports
+    assert guesses == [2, 2]  # the losses that the first and the last step report
     assert found.flop_per_token == pytest.approx(plain.flop_per_token, rel=1e-3)  # a memory multiplies a little
     assert found.memory_mb is not None
 
