@@ -111,7 +111,7 @@ class Bench:
         """Runs of a trial that was cut off, up to the first that left no number; what lies behind them goes."""
         runs: list[Run] = []
         for folder in trial.runs():
-            if len(runs) == int(folder.name) and (run := _read_run(folder)) is not None:
+            if len(runs) == int(folder.name) and (run := read_run(folder)) is not None:
                 runs.append(run)
             else:
                 shutil.rmtree(folder)
@@ -184,7 +184,7 @@ def _metrics(log: Path) -> tuple[Metrics | None, str]:
         return None, f"no number: {error}"
 
 
-def _read_run(folder: Path) -> Run | None:
+def read_run(folder: Path) -> Run | None:
     """A run that left a number, as it was written."""
     if not all((folder / name).is_file() for name in (SPEC, EXECUTION, METRICS)):
         return None

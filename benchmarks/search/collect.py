@@ -4,9 +4,10 @@
 
 SOURCE: default (train.py as it is, from the second on with other seeds), random, tpe, cmaes (plain Optuna over all
 knobs), near (one to three knobs away from train.py's own values), repeat (an earlier trial that went well, on another
-seed). Each trial runs as in a session: smoke, training in the sandbox, scoring by the referee, under limits that follow
-from a run of train.py as it is. After every trial a row is added to results/search_trials.parquet; end it whenever you
-like, the same command goes on until there are COUNT of each SOURCE.
+seed), model (edits as a model would send them, from tests/agent/edits/good; when each has run, once more with one to
+three knobs turned). Each trial runs as in a session: smoke, training in the sandbox, scoring by the referee, under
+limits that follow from a run of train.py as it is. After every trial a row is added to results/search_trials.parquet;
+end it whenever you like, the same command goes on until there are COUNT of each SOURCE.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import optuna
 
 from agent import candidate as candidates
+from agent import reply
 from agent.cell import Cell
 from agent.config import Task
 from agent.constants import render, rewrite
@@ -31,14 +33,14 @@ from agent.errors import ProposalError
 from agent.machine import probe
 from agent.trial import Bench
 from agent.values import Candidate, Edit, Proposal
-from benchmarks.search.space import BUDGET, SEED, Point, Space, default_space
+from benchmarks.search.space import BUDGET, EDITS, SEED, Point, Space, default_space
 from benchmarks.search.trials import Row, load, save
 from corpus.home import data_folder
 from sandbox.isolation import detect
 from sandbox.pool import Slot
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("default", "random", "tpe", "cmaes", "near", "repeat")
+SOURCES = ("default", "random", "tpe", "cmaes", "near", "repeat", "model")
 BUSY = 2.0  # how much slower the machine may become while others work on it, too
 
 
@@ -75,7 +77,8 @@ class Collector:
                 number = self._number(source)
                 self.flying.append((source, number))
                 point, seed = self._draw(source, number)
-            row = self._run(Row(source=source, number=number, point=point, seed=seed, **self.origin), slot)
+            change = EDITS[(number - 1) % len(EDITS)].stem if source == "model" else ""
+            row = self._run(Row(source, number, point, seed, change=change, **self.origin), slot)
             with self.lock:
                 self.flying.remove((source, number))
                 self.rows.append(row)
@@ -102,7 +105,7 @@ class Collector:
         if source == "default":
             return self.space.default, SEED if number == 1 else 2000 + number
         if source == "repeat":
-            well = [row for row in self.rows if row.val_bpb is not None and row.source != "repeat"]
+            well = [row for row in self.rows if row.val_bpb is not None and row.source not in ("repeat", "model")]
             if not well:
                 sys.exit("repeat: expected a recorded trial with a score, found none; record others first")
             row = well[number * 7919 % len(well)]
@@ -115,7 +118,7 @@ class Collector:
         with tempfile.TemporaryDirectory() as name:
             work = Path(name)
             try:
-                candidate = candidate_of(self.space, row.point)
+                candidate = candidate_of(self.space, row.point, row.change)
                 smoke = self.bench.smoke(candidate, work / "smoke", BUDGET, slot)
             except ProposalError as error:
                 return row.failed("reject", str(error).splitlines()[0][:300], time.time() - began)
@@ -126,15 +129,21 @@ class Collector:
         return row.ran(run, lines, time.time() - began)
 
 
-def candidate_of(space: Space, point: Point) -> Candidate:
-    """train.py with these constants, checked as a session would."""
-    pairs = rewrite(space.source, "cpu", point)
-    edits = tuple(Edit("train.py", before, after) for before, after in pairs)
+def candidate_of(space: Space, point: Point, change: str = "") -> Candidate:
+    """train.py with these constants and the edit of that name, checked as a session would."""
+    edits = tuple(Edit("train.py", before, after) for before, after in rewrite(space.source, "cpu", point))
     described = ", ".join(f"{name} {render(value)}" for name, value in point.items())
+    if change:
+        edits += named_edit(change).edits
+        described = change
     sources = {"train.py": space.source}
     if not edits:
         return Candidate(Proposal((), "unchanged"), sources, "0" * 40, candidates.digest_of(sources), "")
     return candidates.build(Proposal(edits, described[:100]), sources, "0" * 40, Task(), candidates.Tried())
+
+
+def named_edit(name: str) -> Proposal:
+    return reply.parse_tool_call(json.loads(next(file for file in EDITS if file.stem == name).read_text()))
 
 
 def main() -> int:

@@ -33,7 +33,7 @@ from agent.values import History, Proposer, Record, Status
 from benchmarks.records import COLOURS, drawing, facts, headline, markdown, options, save
 from benchmarks.search.space import BUDGET, LOST, Point, Space, default_space, sampler
 from benchmarks.search.surrogate import FLOOR, Surrogate
-from benchmarks.search.trials import load
+from benchmarks.search.trials import load, of_constants
 
 TRIALS, REPEATS, EARLY = 100, 20, 70
 PLAIN = ("random", "tpe", "cmaes", "tpe+", "cmaes+")
@@ -114,7 +114,7 @@ def _row(number: int, value: float | None, status: str, proposer: str) -> Record
 def curves(repeats: int, trials: int, say: Callable[[str], None]) -> dict[str, NDArray[np.float64]]:
     """Search → (repeats, trials) true scores of the best so far."""
     space = default_space()
-    surrogate = Surrogate(space, load())
+    surrogate = Surrogate(space, of_constants(load()))
     found: dict[str, list[list[float]]] = {name: [] for name in (*PLAIN, *OURS)}
     for repeat in range(repeats):
         world = World(surrogate, repeat)

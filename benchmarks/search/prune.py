@@ -6,8 +6,9 @@ The recorded trials come in a random order. Each is compared with train.py as it
 knows those before it that ran to their end. Its answer is right or wrong by how the trial really ended. Seconds are
 those that were measured, smoke and scoring included; a run that is ended is not scored.
 
-Two ways of proposing: constants drawn anywhere (as a search of all of them does at first), and one to three of them
-turned (as `knobs` does, and as models do when they turn constants). There are no recorded trials of code yet.
+Three ways of proposing: constants drawn anywhere (as a search of all of them does at first), one to three of them
+turned (as `knobs` does later), and edits of code as a model would send them, half of them with constants turned as
+well.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from agent.kinds import Kind, kind_of
 from agent.proposers.point import applied, edits_of
 from agent.pruner import RUN_ON, Curve, Pair, Past, Pruner
 from benchmarks.records import facts, headline, markdown, options, save
+from benchmarks.search.collect import candidate_of, named_edit
 from benchmarks.search.space import Space, default_space
 from benchmarks.search.trials import Row, load
 
 REPEATS = 50
 SIGMA = 0.02  # bits per byte; about what a judge's prior gives for a pair on a CPU
-WAYS = {"drawn anywhere": ("random", "tpe", "cmaes"), "one to three turned": ("near",)}
+WAYS = {"drawn anywhere": ("random", "tpe", "cmaes"), "one to three turned": ("near",), "like a model's": ("model",)}
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,12 @@ def _around(row: Row) -> tuple[float, float]:
 
 
 def _kind(space: Space, row: Row) -> Kind:
-    edits = edits_of("train.py", space.source, "cpu", row.point)
-    after = applied("train.py", space.source, edits)
-    return kind_of({"train.py": space.source}, {"train.py": after}, "hyperparameter", "cpu")
+    before = {"train.py": space.source}
+    if not row.change:
+        edits = edits_of("train.py", space.source, "cpu", row.point)
+        return kind_of(before, {"train.py": applied("train.py", space.source, edits)}, "hyperparameter", "cpu")
+    category = named_edit(row.change).category
+    return kind_of(before, candidate_of(space, row.point, row.change).sources, category, "cpu")
 
 
 def session(order: Sequence[Trial], before: Sequence[Trial], rng: random.Random) -> Count:

@@ -28,7 +28,7 @@ from agent.constants import Choices
 from agent.proposers.axis import Axis
 from benchmarks.records import facts, headline, markdown, options, save
 from benchmarks.search.space import BUDGET, Point, Space, default_space
-from benchmarks.search.trials import Row, load
+from benchmarks.search.trials import Row, load, of_constants
 from corpus.budget import Budget
 
 FLOOR = 1.0  # bits per byte; no trial of this budget comes near it
@@ -139,7 +139,7 @@ def _derived(point: Point) -> tuple[float, float, float]:
 
 def main() -> int:
     args = options(__doc__ or "").parse_args()
-    space, rows = default_space(), load()
+    space, rows = default_space(), of_constants(load())
     pairs = np.array(left_out(space, rows))
     error = pairs[:, 1] - pairs[:, 0]
     rank = np.corrcoef(pairs.argsort(0).argsort(0).T)[0, 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ FILE = Path(__file__).parents[1] / "results" / "search_trials.parquet"
 class Row:
     """source: who drew it; number: which of its points. point: knob → value. status: ok, crash or reject, and why.
 
+    change: the edit of code besides, by its name, "" for none.
+
     seconds: wall, smoke and scoring included. memory_mb: peak. progress, loss: the curve, loss being the mean of the
     training loss since the line before, in nats.
     """
@@ -32,6 +34,7 @@ class Row:
     hardware: str
     torch: str
     data: str
+    change: str = ""
     status: str = "ok"
     reason: str = ""
     val_bpb: float | None = None
@@ -75,6 +78,11 @@ def load(path: Path = FILE) -> list[Row]:
     rows = pq.read_table(path).to_pylist()
     lists = ("progress", "loss")
     return [Row(**row | {"point": _point(row["point"])} | {name: tuple(row[name]) for name in lists}) for row in rows]
+
+
+def of_constants(rows: Iterable[Row]) -> list[Row]:
+    """Those that changed no code."""
+    return [row for row in rows if not row.change]
 
 
 def save(rows: Sequence[Row], path: Path = FILE) -> None:
