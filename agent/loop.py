@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -16,7 +17,7 @@ from agent import candidate as candidates
 from agent.bandit import turn
 from agent.cell import end_of
 from agent.desk import REPAIRS, Desk, Draft, Gate, Ready
-from agent.errors import SmokeError, StateError, SteeringError
+from agent.errors import SmokeError, StateError, SteeringError, Waiting
 from agent.flight import Flight, auditing, training
 from agent.folder import SessionFolder, drop_weights
 from agent.forecast import forecast
@@ -103,8 +104,9 @@ class Loop:
         """Until a stop condition or an interrupt; the reason why it ended."""
         self.begin()
         while True:
-            while (reason := self.stopping()) is None and len(self.flights) < self.parts.pool.slots:
-                self.propose()
+            with suppress(Waiting):  # whoever could be asked does, for a run to land
+                while (reason := self.stopping()) is None and len(self.flights) < self.parts.pool.slots:
+                    self.propose()
             if not self.flights:
                 return reason or "nothing is left to do"
             self.settle()
