@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from agent.errors import ProposalError, ProviderError, ProviderOverloaded
+from agent.errors import ProposalError, ProviderError, ProviderOverloaded, Waiting
 from agent.smoke import Smoke
 from agent.values import Candidate, History, Proposal, Proposer
 
@@ -76,16 +76,33 @@ class Desk:
     ) -> Ready | Draft | None:
         """A candidate that may be trained, a draft that was given up, or None when nobody answered.
 
-        crashed: a draft whose training crashed and whose proposer may mend it first.
+        crashed: a draft whose training crashed and whose proposer may mend it first. Raise Waiting when all that
+        are not resting wait for their runs in flight.
         """
-        draft = crashed or Draft(self._choose(history))
+        if crashed is not None:
+            return self._pursue(crashed, history, in_flight, gate)
+        able = self.proposers
+        while True:
+            one = self._choose(able, history)
+            try:
+                return self._pursue(Draft(one), history, in_flight, gate)
+            except Waiting:
+                able = [other for other in able if other is not one and self._rest(other) <= 0]
+                if not able:
+                    raise
+
+    def _pursue(
+        self, begun: Draft, history: History, in_flight: Sequence[Proposal], gate: Gate
+    ) -> Ready | Draft | None:
+        """The draft, as far as it gets."""
+        draft = begun
         if not gate.affords(draft.cost):  # while it rested
             return None
         for _ in range(1 + REPAIRS):
             try:
                 answer = self._exchange(draft, history, in_flight)
                 if answer is None:
-                    return None if draft is crashed else draft
+                    return None if draft is begun else draft
                 draft = draft.answered(answer)
                 gate.paid(draft)
                 return Ready(draft, *gate.check(answer))
@@ -112,13 +129,13 @@ class Desk:
         self._strikes.pop(draft.proposer.name, None)
         return answer
 
-    def _choose(self, history: History) -> Proposer:
-        """One that is not resting; when all are, the one that rests shortest, after its rest."""
-        first = min(self.proposers, key=lambda one: max(0.0, self._rest(one)))
+    def _choose(self, proposers: Sequence[Proposer], history: History) -> Proposer:
+        """One of them that is not resting; when all are, the one that rests shortest, after its rest."""
+        first = min(proposers, key=lambda one: max(0.0, self._rest(one)))
         if self._rest(first) > 0:
             self.sleep(self._rest(first))
             return first
-        awake = [one.name for one in self.proposers if self._rest(one) <= 0]
+        awake = [one.name for one in proposers if self._rest(one) <= 0]
         return first if self._pick is None else self.named(self._pick(awake, history)) or first
 
     def _rest(self, proposer: Proposer) -> float:

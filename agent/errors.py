@@ -10,9 +10,10 @@
     │   ├── DuplicateError      it was tried before
     │   ├── SteeringError       more of what has led nowhere
     │   └── SmokeError          two small steps of it fail
-    └── ProviderError       whoever makes proposals cannot be reached
-        ├── ProviderRefused     400 401 403 404, unknown model or price        pause it, others go on, else exit 1
-        └── ProviderOverloaded  408 409 429 5xx 529 after all retries          back off and ask again
+    ├── ProviderError       whoever makes proposals cannot be reached
+    │   ├── ProviderRefused     400 401 403 404, unknown model or price        pause it, others go on, else exit 1
+    │   └── ProviderOverloaded  408 409 429 5xx 529 after all retries          back off and ask again
+    └── Waiting             a proposer's runs in flight decide what follows    ask another, else wait for a run
 
 Anything else propagates: the session stays resumable and the command exits 1 with the traceback.
 """
@@ -96,6 +97,10 @@ class ProviderOverloaded(ProviderError):
     def __init__(self, message: str, cost_usd: float = 0.0, retry_after: float = 0.0) -> None:
         super().__init__(message, cost_usd)
         self.retry_after = retry_after
+
+
+class Waiting(OvernightError):
+    pass
 
 
 def because(error: OSError) -> str:

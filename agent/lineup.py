@@ -34,16 +34,11 @@ def make_proposers(
         given, wanted = ("--base-url", "--model") if settings.base_url else ("--command", "--proposer command")
         raise UsageError(f"proposer: expected {wanted} beside {given}, found none")
     names = [name.strip() for name in settings.proposer.split(",")]
-    if takes_turns(settings):
+    if settings.proposer in TURNS:
         names = _portfolio(session, settings, repo)
     if set(names) & WRITERS or holds_foreign(session.folder):
         allow_foreign(session, settings)
     return [_proposer(name, session, settings, repo, say) for name in names]
-
-
-def takes_turns(settings: Settings) -> bool:
-    """Whether a bandit says who is asked, and not the order in which they were named."""
-    return settings.proposer in TURNS
 
 
 def _portfolio(session: Session, settings: Settings, repo: Repo) -> list[str]:
@@ -131,7 +126,7 @@ def describe(settings: Settings) -> str:
     """Who will be asked, for a line before the session starts."""
     settings = with_model(settings)
     models = ", ".join(split_model(model)[1] for model in settings.models)
-    if takes_turns(settings):
+    if settings.proposer in TURNS:
         return f"portfolio ({models and f'{models}, '}constants and policy)"
     if settings.proposer == "centaur":
         return f"centaur (CMA-ES and {models.split(', ')[0]})" if models else "centaur (CMA-ES alone: no model)"

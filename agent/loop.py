@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 
 from agent import candidate as candidates
 from agent.bandit import turn
+from agent.beginning import baseline, crash_left, taken_up
 from agent.cell import end_of
 from agent.desk import REPAIRS, Desk, Draft, Gate, Ready
-from agent.errors import SmokeError, StateError, SteeringError
+from agent.errors import SmokeError, StateError, SteeringError, Waiting
 from agent.flight import Flight, auditing, training
 from agent.folder import SessionFolder, drop_weights
 from agent.forecast import forecast
 from agent.judge import Confirm, Judge, Standing, after_audit
 from agent.kinds import kind_of
 from agent.ledger import incumbent
-from agent.memory import CutOff, Memory
+from agent.memory import Memory
 from agent.pruning import Looked, Watched, watched
-from agent.recording import CUT_OFF, Origin, record_of, rejected
+from agent.recording import Origin, record_of, rejected
 from agent.repo import Repo, trial_ref
 from agent.smoke import Smoke
 from agent.standing import standing_of
@@ -84,8 +86,8 @@ class Loop:
         pick = partial(turn, seed=parts.seed) if parts.portfolio else None
         self.desk = Desk(parts.proposers, parts.say, self._rest, pick and (lambda names, now: pick(names, now.records)))
         self.commit, self.sources = parts.base, parts.repo.read(parts.base, parts.bench.task.targets)
-        baseline = Proposal((), BASELINE, proposer=BASELINE)
-        self.holder = Candidate(baseline, self.sources, self.commit, candidates.digest_of(self.sources), "")
+        unchanged = Proposal((), BASELINE, proposer=BASELINE)
+        self.holder = Candidate(unchanged, self.sources, self.commit, candidates.digest_of(self.sources), "")
         self.kept = {parts.base}  # commits that the branch may be at
         self.flights: dict[int, Flight] = {}
         self.crashed: Draft | None = None
@@ -103,8 +105,9 @@ class Loop:
         """Until a stop condition or an interrupt; the reason why it ended."""
         self.begin()
         while True:
-            while (reason := self.stopping()) is None and len(self.flights) < self.parts.pool.slots:
-                self.propose()
+            with suppress(Waiting):  # whoever could be asked does, for a run to land
+                while (reason := self.stopping()) is None and len(self.flights) < self.parts.pool.slots:
+                    self.propose()
             if not self.flights:
                 return reason or "nothing is left to do"
             self.settle()
@@ -255,41 +258,17 @@ class Loop:
         self._follow_ledger()
         self._expect()
         if not cut_off:
-            self._go_on_from_a_crash()
-        for trial in cut_off:
-            self._resume(trial)
+            self.crashed, self.failure = crash_left(self.memory, self.desk)
+        for left in cut_off:
+            trial, draft = taken_up(left, self.memory, self.desk, self.bench)
+            if trial is None:
+                self._reject(left.number, draft)
+            else:
+                self._run_committed(trial, draft if trial.number else None)
         if not self.records and not self.flights:
-            self.baseline()
+            self._run_committed(baseline(self.parts.repo, self.parts.folder, self.holder), None)
         elif self.records and incumbent(self.records) is None:
             raise StateError(f"{NO_BASELINE}, found a crash; mend train.py, commit it and use another --tag")
-
-    def baseline(self) -> None:
-        """The unchanged code is trial 0: what every other one is measured against."""
-        self.parts.repo.create_ref(trial_ref(self.parts.folder.tag, 0), self.commit)
-        self.parts.folder.trial(0).write_proposal(self.holder.proposal, 0.0)
-        self.parts.folder.trial(0).write_candidate(self.holder, self.commit)
-        self._run_committed(Trial(0, self.commit, self.holder), None)
-
-    def _go_on_from_a_crash(self) -> None:
-        """A crash in the last row is told, and sent back, as if the session had not stopped behind it."""
-        if (left := self.memory.last_crash()) is None:
-            return
-        proposal, self.failure, in_a_row = left
-        proposer, times = self.desk.named(proposal.proposer), (in_a_row - 1) % (1 + REPAIRS) + 1  # of one idea
-        if proposer is not None and times <= REPAIRS:
-            self.crashed = Draft(proposer, proposal, self.failure, crashes=times)
-
-    def _resume(self, trial: CutOff) -> None:
-        """Run it again; what was only paid for is recorded as that."""
-        proposer = self.desk.named(trial.proposal.proposer) if trial.proposal else None
-        draft = Draft(proposer or self.desk.proposers[0], trial.proposal, CUT_OFF, trial.cost_usd)
-        if trial.candidate is None or trial.commit is None:
-            self._reject(trial.number, draft)
-            return
-        runs = self.bench.finished(self.parts.folder.trial(trial.number))
-        left = f"going on after {len(runs)} of its runs" if runs else "running it again"
-        self.parts.say(f"trial {trial.number} was cut off: {left}")
-        self._run_committed(Trial(trial.number, trial.commit, trial.candidate, runs), draft if trial.number else None)
 
     def _run_committed(self, trial: Trial, draft: Draft | None) -> None:
         """Smoke and launch what has its commit already: the baseline, or a trial that was cut off."""
@@ -304,13 +283,9 @@ class Loop:
 
     def _follow_ledger(self) -> None:
         """The incumbent is the last kept row, and the branch is where it says."""
-        for number in (keeps := self.memory.keeps()):
-            found = self.parts.folder.trial(number).candidate()
-            if found is None:
-                raise StateError(f"session: expected the folder of trial {number}, found none; use another --tag")
-            self.kept.add(found[1])
-            if number == keeps[-1]:
-                self._follow(*found)
+        if keeps := self.memory.keeps():
+            self.kept |= {commit for _, commit in keeps}
+            self._follow(*keeps[-1])
 
     def _follow(self, candidate: Candidate, commit: str) -> None:
         self.commit, self.sources, self.holder = commit, dict(candidate.sources), candidate

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from agent.candidate import Repeat, Tried, repeat_of
 from agent.cell import end_of
+from agent.errors import StateError
 from agent.folder import RUN_LOG, SessionFolder
 from agent.ledger import Ledger, as_read, kept
 from agent.recording import line, outcome
@@ -80,9 +81,14 @@ class Memory:
         own = itertools.takewhile(lambda record: record.proposer == proposal.proposer, crashes)
         return proposal, end_of(runs[-1] / RUN_LOG), len(list(own))
 
-    def keeps(self) -> list[int]:
-        """The numbers of the kept trials, the incumbent's last."""
-        return [record.trial for record in self.records if kept(record) and record.trial is not None]
+    def keeps(self) -> list[tuple[Candidate, str]]:
+        """The kept candidates and their commits, the incumbent last. Raise StateError where a folder is gone."""
+        return [self._kept(record.trial) for record in self.records if kept(record) and record.trial is not None]
+
+    def _kept(self, number: int) -> tuple[Candidate, str]:
+        if (found := self.folder.trial(number).candidate()) is None:
+            raise StateError(f"session: expected the folder of trial {number}, found none; use another --tag")
+        return found
 
     def record(self, record: Record, candidate: Candidate | None = None, commit: str = "") -> None:
         """The trial's own folder first: from there the ledger can be completed after a crash."""

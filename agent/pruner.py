@@ -136,11 +136,11 @@ def _leeway(share: float) -> float:
     return 1.6 - share
 
 
-def curve_of(rows: Iterable[dict[str, object]]) -> Curve:
+def curve_of(rows: Iterable[object]) -> Curve:
     """From the rows of a run's curve.jsonl; what a run wrote may be nonsense, and is left out."""
     progress, losses = [0.0], []
     for row in rows:
-        share, loss = row.get("progress"), row.get("loss")
+        share, loss = (row.get("progress"), row.get("loss")) if isinstance(row, dict) else (None, None)
         if isinstance(share, int | float) and isinstance(loss, int | float) and progress[-1] < share <= 1:
             progress.append(float(share))
             losses.append(float(loss))

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from agent.errors import StateError
 from agent.folder import CURVE, EXECUTION, METRICS, SPEC, SessionFolder
 from agent.kinds import Kind
 from agent.pruner import RUN_ON, Curve, Pair, Past, Prospect, Pruner, curve_of
@@ -24,6 +25,7 @@ from agent.values import Status
 from sandbox.workspace import write_aside
 
 PRUNING = "pruning.json"
+BROKEN = (OSError, ValueError, KeyError, TypeError, StateError)  # what reading half a folder, or a stranger's, raises
 MAX_CURVE = 1 << 20  # characters that are read; a run writes what it likes, train.py some ten thousand
 
 
@@ -78,17 +80,22 @@ def watched(folder: SessionFolder, facts: Mapping[str, Any], number: int, looked
 
 def tally(folder: SessionFolder) -> dict[str, Any]:
     """What stopping early has saved and cost in a session. ran_on_better: would-be stops that ended ahead."""
-    runs = [(trial.run(0), looked_at(trial.run(0))) for _, trial in folder.trials()]
-    found = [(run, looked) for run, looked in runs if looked is not None and looked.prospect is not None]
-    found = [(run, looked) for run, looked in found if looked.ran_on or not _ended(run)]  # it may have been too late
-    shares = [looked.prospect.share for _, looked in found if looked.prospect and not looked.ran_on]
-    ran_on = [(_ended(run), _ended(folder.trial(looked.incumbent).run(0))) for run, looked in found if looked.ran_on]
-    ended = [(ours, theirs) for ours, theirs in ran_on if ours and theirs]
+    shares, better = list[float](), list[bool]()
+    for _, trial in folder.trials():
+        with suppress(*BROKEN):
+            looked = looked_at(trial.run(0))
+            if looked is None or looked.prospect is None:
+                continue
+            run = _ended(trial.run(0))
+            if not looked.ran_on and not run:  # else it was too late to stop it
+                shares.append(float(looked.prospect.share))
+            elif looked.ran_on and run and (rival := _ended(folder.trial(looked.incumbent).run(0))):
+                better.append(run.score < rival.score)
     return {
         "stopped_early": len(shares),
         "stopped_at": round(fmean(shares), 4) if shares else None,
-        "ran_on": len(ended),
-        "ran_on_better": sum(ours.score < theirs.score for ours, theirs in ended),
+        "ran_on": len(better),
+        "ran_on_better": sum(better),
     }
 
 
@@ -101,7 +108,7 @@ def pasts(root: Path, facts: Mapping[str, Any]) -> Iterator[tuple[Kind, Past]]:
     """Of trials on other code in sessions like this one, whose first run came to its end; score less incumbent's."""
     for folder in alike(root, facts):
         for number, _ in folder.trials():
-            with suppress(OSError, ValueError, KeyError, TypeError):  # half a folder is no reason to end a session
+            with suppress(*BROKEN):  # no reason to end a session
                 yield from _past(folder, number)
 
 

@@ -233,7 +233,8 @@ class Proposer(Protocol):
     name: str
 
     def ask(self, history: History, in_flight: Sequence[Proposal]) -> Proposal:
-        """Raise ProposalError (with what was salvaged) for a bad reply, ProviderError when nobody answers."""
+        """Raise ProposalError (with what was salvaged) for a bad reply, ProviderError when nobody answers, Waiting when
+        what follows depends on proposals of its own that are in flight."""
         ...
 
     def repair(self, proposal: Proposal, problem: str) -> Proposal | None:

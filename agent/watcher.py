@@ -7,9 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from agent.folder import CURVE
 from agent.pruning import Watched
 
-PAUSE_SECONDS = 0.25  # between two looks; a look reads a curve of some fifty lines
+PAUSE_SECONDS = 0.25  # between two looks; a look reads a curve of some fifty lines, where it has changed
 
 
 class Watcher:
@@ -23,10 +24,11 @@ class Watcher:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        watched = self._watched
+        watched, seen = self._watched, None
         while not self._over.wait(PAUSE_SECONDS):
+            before, seen = seen, _state(self._run / CURVE)
             try:
-                looked = watched.look(self._run) if watched is not None else None
+                looked = watched.look(self._run) if watched is not None and seen != before else None
             except (OSError, ValueError):  # a full disk, say: the run goes on unjudged, and can still be called off
                 watched = looked = None
             if looked is not None and looked.ran_on:
@@ -48,3 +50,12 @@ class Watcher:
         self._over.set()
         if self._watched is not None:
             self._thread.join()
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    """Another one after every write; None where there is no file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

@@ -61,7 +61,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.smoke", "agent.watcher"),
     ("agent.candidate", "agent.trial", "agent.proposers"),
     ("agent.desk", "agent.forecast", "agent.memory", "agent.recheck"),
-    ("agent.flight", "agent.measuring", "agent.standing"),
+    ("agent.beginning", "agent.flight", "agent.measuring", "agent.standing"),
     ("agent.loop",),
     ("agent.session",),
     ("agent.lineup",),

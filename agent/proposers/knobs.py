@@ -83,6 +83,7 @@ class Knobs:
         self._enrol(history, axes)
         self._learn(others, axes, history)
         tried = {trial.user_attrs.get("digest") for trial in self._trials()} | {digest(source)}
+        large = set[str]()
         for trial, chosen in self._draws(axes, self._untried(others.better(history))):
             drawn = {axis: axis.decode(trial.params[axis.key]) for axis in chosen}
             changes = {axis: value for axis, value in drawn.items() if axis.moved(value)}
@@ -92,8 +93,18 @@ class Knobs:
             point = {axis.name: axis.constant.value for axis in axes} | values
             if found not in tried and others.fits(point, self._room_gb):
                 return self._proposed(trial, edits, changes, found)
+            large |= {found} - tried
             self._study.tell(trial, state=TrialState.FAIL)  # never proposed; Optuna forgets it
-        raise ProviderRefused(
+        raise ProviderRefused(self._exhausted(len(large)))
+
+    def _exhausted(self, large: int) -> str:
+        """Why there is no proposal. large: how many points were new, and predicted to take too much memory."""
+        if large:
+            return (
+                f"knobs: expected points near the incumbent that fit into {self._room_gb:.3g} GiB, found {large} left, "
+                f"all predicted to take more; make {self._target} smaller or take another proposer"
+            )
+        return (
             f"knobs: expected constants in {self._target} left to vary, found all points near the incumbent tried; "
             "widen their `# range:` comments or take another proposer"
         )

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from agent import preflight
 from agent.constants import Value, find
 from agent.errors import PatchError
 from agent.experience import Experience
 from agent.proposers.axis import Axis
-from agent.proposers.point import applied, edits_of
+from agent.proposers.point import skeleton
 from agent.proposers.room import predicted
 from agent.values import History, Record, Status
 
@@ -83,11 +82,8 @@ def _taken_apart(source: str, device: str, names: tuple[str, ...]) -> tuple[str,
     """A hash of the code without these constants, and their values; None where one is missing."""
     try:
         there = {constant.name: constant.value for constant in find(source, device)}
-        if not all(name in there for name in names):
-            return None
-        blank = applied(TARGET, source, edits_of(TARGET, source, device, dict.fromkeys(names)))
-        return preflight.digest(blank), {name: there[name] for name in names}
-    except (SyntaxError, ValueError, PatchError):
+        return skeleton(TARGET, source, device, names), {name: there[name] for name in names}
+    except (SyntaxError, ValueError, KeyError, PatchError):
         return None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
-from agent import patch
+from agent import patch, preflight
 from agent.constants import Value, rewrite
 from agent.values import Edit, Record, Status
 
@@ -23,6 +24,12 @@ def applied(target: str, source: str, edits: Sequence[Edit]) -> str:
 
 def digest(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def skeleton(target: str, source: str, device: str, names: tuple[str, ...]) -> str:
+    """A hash of the code without the values of these constants: what tells another code from the same one turned."""
+    return preflight.digest(applied(target, source, edits_of(target, source, device, dict.fromkeys(names))))
 
 
 def score(record: Record) -> float | None:

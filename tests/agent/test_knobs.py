@@ -320,3 +320,16 @@ def test_a_point_that_is_predicted_to_take_more_memory_than_there_is_is_never_pr
         drawn += [int(depth) for depth in re.findall(r"DEPTH 4 -> (\d+)", proposal.description)]
         free.tell(proposal, row(1.5))
     assert max(drawn) > 9, "where there is room it is tried"
+
+
+def test_where_no_point_is_predicted_to_fit_it_says_so_and_not_that_all_were_tried(tmp_path: Path) -> None:
+    def took(gb: float) -> list[Experience]:
+        return [lived(TINY, 1.0, number, memory_gb=gb) for number in range(1, 7)]
+
+    with pytest.raises(ProviderRefused) as caught:
+        Knobs(tmp_path / "full", "cpu", tag="t", known=lambda: took(20.0), room_gb=16.0).ask(history(TINY), ())
+    assert str(caught.value) == (
+        "knobs: expected points near the incumbent that fit into 16 GiB, found 5 left, all predicted to take more; "
+        "make train.py smaller or take another proposer"
+    )
+    assert Knobs(tmp_path / "free", "cpu", tag="t", known=lambda: took(8.0), room_gb=16.0).ask(history(TINY), ()).edits

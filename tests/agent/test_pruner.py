@@ -95,13 +95,14 @@ def test_the_odds_hold_over_all_looks_together() -> None:
 
 
 def test_nonsense_in_a_curve_is_left_out() -> None:
-    rows: list[dict[str, object]] = [
+    rows: list[object] = [
         {"progress": 0.1, "loss": 3.0},
         {"progress": 0.1, "loss": 9.0},
         {"progress": None, "loss": 1.0},
         {"progress": 0.3, "loss": None},
         {"progress": 7, "loss": 1.0},
         {"loss": 1.0},
+        [0.35, 1.0],
         {"progress": 0.4, "loss": 2},
     ]
     assert curve_of(rows) == Curve((0.1, 0.4), (3.0, 2.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ import pytest
 from agent.errors import UsageError
 from agent.folder import CURVE, EXECUTION, METRICS, SPEC, SessionFolder
 from agent.kinds import Kind
-from agent.pruner import FEWEST, RUN_ON
-from agent.pruning import Looked, looked_at, pasts, read_curve, spared, tally
+from agent.pruner import FEWEST, RUN_ON, Prospect
+from agent.pruning import PRUNING, Looked, looked_at, pasts, read_curve, spared, tally
 from benchmarks.wire_session import project as tiny_project
 from tests.agent.test_loop import edit, rows, session
 
 ROOT = Path(__file__).parents[2]
 PACED = Kind(code=False, pace=True)
+FACTS = {"data_id": "d", "budget": "1s", "hardware": "h", "torch": "1", "task": {}}
 
 
 @pytest.fixture
@@ -112,18 +114,42 @@ def test_a_half_written_curve_is_read_up_to_its_last_line(tmp_path: Path) -> Non
     assert read_curve(tmp_path / "nowhere").progress == ()
 
 
-def test_half_a_folder_of_somebody_else_is_passed_over(tmp_path: Path) -> None:
-    folder = SessionFolder(tmp_path, "t")
+def finished(root: Path, count: int, looked: Looked) -> SessionFolder:
+    """A session whose trials have all run to their end, those behind the baseline with that look."""
+    folder = SessionFolder(root, "t")
     folder.create()
-    facts = {"data_id": "d", "budget": "1s", "hardware": "h", "torch": "1", "task": {}}
-    folder.write_session(facts)
-    for number in range(4):
+    folder.write_session(FACTS)
+    for number in range(count + 1):
         run = folder.trial(number).run(0)
         run.mkdir(parents=True)
         for name, text in ((SPEC, '{"seed": 1}'), (METRICS, '{"val_bpb": 1.5}'), (EXECUTION, "{}"), (CURVE, "")):
             (run / name).write_text(text)
         if number:
-            Looked(PACED, 0).write(run)
-    (folder.trial(1).run(0) / "pruning.json").write_text("")
+            looked.write(run)
+    return folder
+
+
+def test_half_a_folder_of_somebody_else_is_passed_over(tmp_path: Path) -> None:
+    folder = finished(tmp_path, 6, Looked(PACED, 0))
+    (folder.trial(1).run(0) / PRUNING).write_text("")
     (folder.trial(2).run(0) / METRICS).write_text("[]")
-    assert [kind for kind, _ in pasts(tmp_path, facts)] == [PACED]
+    (folder.trial(3).path / "record.json").write_text('{"commit": "abc')
+    (folder.trial(4).path / "record.json").write_text('{"from": "another version"}')
+    (folder.trial(5).run(0) / CURVE).write_bytes(b"\xff\xfe no text\n")
+    assert [kind for kind, _ in pasts(tmp_path, FACTS)] == [PACED]
+
+
+def test_what_a_broken_folder_would_say_is_left_out_of_the_tally(tmp_path: Path) -> None:
+    prospect = Prospect(0.25, 0.1, 0.2)
+    folder = finished(tmp_path, 7, Looked(PACED, 0, prospect, ran_on=True))
+    (folder.trial(1).run(0) / METRICS).write_text('{"val_bpb": 1.4}')
+    (folder.trial(2).run(0) / PRUNING).write_text('{"kind": {"co')
+    (folder.trial(3).run(0) / PRUNING).write_text("[]")
+    (folder.trial(4).run(0) / METRICS).write_text("{}")
+    (folder.trial(5).run(0) / METRICS).write_text('{"val_bpb": null}')
+    (folder.trial(6).run(0) / CURVE).write_text('{"progress": \n')
+    (folder.trial(7).run(0) / CURVE).write_text("[]\n")
+    assert tally(folder) == {"stopped_early": 0, "stopped_at": None, "ran_on": 2, "ran_on_better": 1}
+    Looked(PACED, 5, prospect).write(folder.trial(8).run(0))
+    Looked(PACED, 5, replace(prospect, share="x")).write(folder.trial(9).run(0))
+    assert tally(folder) == {"stopped_early": 1, "stopped_at": 0.25, "ran_on": 2, "ran_on_better": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_a_run_can_be_called_off_whatever_became_of_its_curve(tmp_path: Path, tr
         cancel.set()
         assert watcher.stop.wait(2.0)
     assert watcher.told == ""
+
+
+def test_a_curve_is_looked_at_again_only_when_its_file_has_changed(tmp_path: Path) -> None:
+    run, aside = tmp_path / "run", tmp_path / "aside"
+    run.mkdir()
+    aside.mkdir()
+    write(run, 2.0)
+    write(aside, 4.0)
+    then = (run / CURVE).stat()
+    os.utime(aside / CURVE, ns=(then.st_atime_ns, then.st_mtime_ns))
+    with Watcher(run, Watched(LOOKED, PRUNER, spare=False), threading.Event()) as watcher:
+        assert not watcher.stop.wait(0.6)
+        (aside / CURVE).replace(run / CURVE)  # hopeless, and of the same size and time
+        assert not watcher.stop.wait(0.6)
+        (run / CURVE).touch()
+        assert watcher.stop.wait(2.0)
+    assert watcher.told
 
 
 def test_without_a_pruner_a_run_is_only_called_off(tmp_path: Path) -> None:

@@ -12,13 +12,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agent import preflight, prompt
+from agent import prompt
 from agent.clients.base import Client, Conversation, Message, Reply, estimate
 from agent.constants import Value, find, render
 from agent.errors import ProviderError, ProviderRefused, ReplyError
@@ -28,7 +27,7 @@ from agent.proposers.centaur.cube import Array, Cube, bins
 from agent.proposers.centaur.override import TOOL, read
 from agent.proposers.centaur.search import Origin, moved
 from agent.proposers.centaur.state import CHANCE, CMAES, INCUMBENT, MODEL, ORIGIN, Answer, Asked, State, load, save
-from agent.proposers.point import applied, digest, edits_of, heading, score
+from agent.proposers.point import applied, digest, edits_of, heading, score, skeleton
 from agent.recording import CUT_OFF
 from agent.values import History, Proposal, Record, Status
 
@@ -124,7 +123,7 @@ class Centaur:
         if not cube.axes:
             return turn, state
         names = tuple(axis.name for axis in cube.axes)
-        origin = Origin.of(_skeleton(self._target, source, self._device, names), cube)
+        origin = Origin.of(skeleton(self._target, source, self._device, names), cube)
         if not state.origins:
             state = replace(state, origins=(origin,))
             return turn, self._enrolled(state, turn, history.incumbent, ORIGIN)
@@ -241,12 +240,6 @@ class Centaur:
     def _keep(self, state: State) -> None:
         self._state = state
         save(self._file, state)
-
-
-@lru_cache(maxsize=8)
-def _skeleton(target: str, source: str, device: str, names: tuple[str, ...]) -> str:
-    """The code without the values of its knobs: what tells a code edit from a turn of knobs."""
-    return preflight.digest(applied(target, source, edits_of(target, source, device, dict.fromkeys(names))))
 
 
 def overrides(number: int, results: int) -> bool:

@@ -15,7 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from agent.errors import ProviderOverloaded, ProviderRefused, UsageError
+from agent.errors import ProviderRefused, UsageError, Waiting
 from agent.noise import Spread, prior
 from agent.proposers.evolve import literal
 from agent.proposers.evolve.archive import (
@@ -61,7 +61,7 @@ class Evolve:
         save(state, self.archive)  # the preset that was asked for outlives a kill in the baseline
 
     def ask(self, history: History, in_flight: Sequence[Proposal]) -> Proposal:
-        """The next run of the tournament; ProviderRefused when all generations are over."""
+        """The next run of the tournament; Waiting at the end of a stage, ProviderRefused of all generations."""
         source = history.sources[self._target]
         policy = _policy(source, self._target, ProviderRefused)
         base, busy = self._base(history), [_run(one) for one in in_flight if one.proposer == NAME]
@@ -75,7 +75,7 @@ class Evolve:
             elif (moved := self._moved(policy, base)) != self.archive:
                 self._learn(moved)
             elif (free := next_run(self.archive, busy)) is None:
-                raise ProviderOverloaded(f"{NAME}: waits for its runs in flight, whose results decide what follows")
+                raise Waiting(f"{NAME}: waits for its runs in flight, whose results decide what follows")
             else:
                 return self._proposal(free, source)
 

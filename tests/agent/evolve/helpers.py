@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from agent.config import load
 from agent.loop import Loop
@@ -10,8 +14,8 @@ from agent.proposers.evolve.archive import Preset
 from agent.proposers.evolve.proposer import Evolve
 from agent.repo import Repo
 from agent.session import SLOTS, build_parts, open_session
-from agent.values import Outcome
-from sandbox.pool import LocalPool
+from agent.values import Outcome, Proposer
+from sandbox.pool import LocalPool, Slot
 from tests.conftest import CLAIMED, commit_all
 
 TRAIN = """\
@@ -39,13 +43,20 @@ def prepared(project: Path, train: str = TRAIN) -> Path:
     return project
 
 
-def run(project: Path, preset: Preset | None = SMALL, **flags: object) -> tuple[str, Loop, Evolve]:
-    """A session of evolve until it stops: the reason, its loop and its proposer."""
+def run(
+    project: Path,
+    preset: Preset | None = SMALL,
+    slots: Sequence[Slot] = SLOTS,
+    beside: Sequence[Proposer] = (),
+    **flags: object,
+) -> tuple[str, Loop, Evolve]:
+    """A session of evolve until it stops: the reason, its loop and its proposer. beside: who is asked where evolve does
+    not answer. Nobody is overloaded, so that there is nothing to sleep for."""
     settings = load(project, {"tag": "t", "budget": "100steps", **flags})
     repo = Repo(project)
     session = open_session(settings, repo)
     folder = session.folder
-    with folder.lock(), LocalPool[Outcome](SLOTS) as pool:
+    with folder.lock(), LocalPool[Outcome](slots) as pool:
         evolve = Evolve(
             folder.proposer("evolve"),
             repo.read(session.base, ["train.py"])["train.py"],
@@ -54,5 +65,6 @@ def run(project: Path, preset: Preset | None = SMALL, **flags: object) -> tuple[
             preset=preset,
             seed=session.seed,
         )
-        loop = Loop(build_parts(session, settings, repo, pool, print, [evolve]))
+        parts = build_parts(session, settings, repo, pool, print, [evolve, *beside])
+        loop = Loop(replace(parts, sleep=lambda seconds: pytest.fail(f"it sleeps {seconds} s")))
         return loop.run(), loop, evolve

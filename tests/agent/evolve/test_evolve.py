@@ -13,7 +13,7 @@ import pytest
 from agent import patch
 from agent.config import PRESETS as NAMES
 from agent.config import Settings
-from agent.errors import ProviderOverloaded, ProviderRefused, StateError, UsageError
+from agent.errors import ProviderRefused, StateError, UsageError, Waiting
 from agent.proposers.evolve import literal
 from agent.proposers.evolve.archive import PRESETS, Preset, Stage, load
 from agent.proposers.evolve.breeding import CONTROLS
@@ -106,11 +106,11 @@ def test_a_stage_flies_as_one_and_the_next_waits_for_it(tmp_path: Path) -> None:
     for _ in range(7):
         flying.append(proposer.ask(history(), flying))
     assert len({one.key for one in flying}) == 7
-    with pytest.raises(ProviderOverloaded, match="waits for its runs in flight"):
+    with pytest.raises(Waiting, match="waits for its runs in flight"):
         proposer.ask(history(), flying)
     for number, one in enumerate(flying[:-1], 1):
         proposer.tell(one, measured(one, SOURCE, number))
-    with pytest.raises(ProviderOverloaded):
+    with pytest.raises(Waiting):
         proposer.ask(history(), flying[-1:])
     proposer.tell(flying[-1], measured(flying[-1], SOURCE, 7))
     assert proposer.ask(history(), ()).budget == "50steps"

@@ -16,12 +16,15 @@ import pytest
 from agent.errors import ProviderRefused
 from agent.ledger import Ledger
 from agent.proposers.evolve.archive import Archive, Preset, Stage, load
+from agent.proposers.knobs import Knobs
 from agent.values import Record, Status
 from benchmarks.wire_session import project as tiny_project
+from sandbox.pool import Slot
 from tests.agent.evolve.helpers import SMALL, prepared, run
 from tests.conftest import git
 
 ROOT = Path(__file__).parents[3]
+TWO = (Slot(0, "one"), Slot(1, "two"))
 ARGUMENTS = ("run", "--tag", "t", "--proposer", "evolve", "--budget", "100steps")
 
 
@@ -118,6 +121,29 @@ def test_there_is_no_lineage_of_other_sessions(project: Path) -> None:
     done = overnight(project, "lineage")
     assert done.returncode == 2
     assert "expected a session of --proposer evolve, found none of it in t" in done.stderr
+
+
+@pytest.mark.slow
+def test_on_two_slots_it_waits_for_a_stage_and_comes_to_the_same(project: Path, tmp_path: Path) -> None:
+    prepared(project)
+    other = tmp_path / "other"
+    git(tmp_path, "clone", "-q", str(project), str(other))
+    for folder, slots in ((project, TWO), (other, TWO[:1])):
+        run(folder, Preset("one", 1, 1), slots, experiments=10)
+    stages = [one.run.stage for one in archive(project).results]
+    assert stages == [Stage.SCREEN] * 4 + [Stage.PROMOTION] * 6, "no promotion before the last screen has landed"
+    assert {(row.description, row.seed, row.val_bpb) for row in rows(project)} == {
+        (row.description, row.seed, row.val_bpb) for row in rows(other)
+    }
+
+
+def test_while_it_waits_for_its_runs_another_proposer_has_the_slot(project: Path) -> None:
+    prepared(project)
+    knobs = Knobs(project.parent / "knobs", "cpu")
+    reason, *_ = run(project, Preset("one", 1, 1), TWO, [knobs], experiments=5)
+    assert reason == "5 experiments done"
+    by = [row.proposer for row in sorted(rows(project), key=lambda row: row.trial or 0)]
+    assert by == ["baseline", *["evolve"] * 4, "knobs"], "the last screen was in flight"
 
 
 def test_an_interrupted_screen_is_run_again_in_its_place(project: Path) -> None:
