@@ -87,7 +87,7 @@ def run(
     pruner: Annotated[
         str | None, typer.Option(help="conformal: end a run early that has no hope; none: let all run on.")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="Of the knobs proposer: tpe, cmaes, random.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Of the knobs proposer: surface, tpe, cmaes, random.")] = None,
     conservative: Annotated[
         bool | None,
         typer.Option("--conservative/--aggressive", help="Of evolve: 5 generations x 8 (default), or 10 x 16."),

@@ -75,7 +75,7 @@ class Settings:
     price: str | None = None
     prices: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
-    sampler: str = "tpe"
+    sampler: str = "surface"
     preset: str | None = None
     judge: str | None = None
     pruner: str | None = None

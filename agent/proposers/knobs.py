@@ -1,11 +1,10 @@
-"""Proposals from a classical optimiser: Optuna turns the knobs among train.py's constants, a few at a time.
+"""Proposals from a classical optimiser that turns the knobs among train.py's constants, in an Optuna study.
 
-The search space is all knobs, for the whole study; a proposal departs from the incumbent in one to three of them. A
-night has tens of trials and there are about twenty knobs: a point drawn in all of them at once is far from what is
-known to work, and when it fails nobody can tell why. Which knobs are turned goes by turns, with some luck: a bandit
-that prefers knobs which won before has too few, too noisy results to learn from. How far is the sampler's to say.
-`Anchored` lets it draw all knobs, keeps its values for the chosen ones and takes the incumbent's for the rest, so that
-the point which Optuna remembers is the point that was tried.
+The search space is all knobs, for the whole study; a proposal departs from the incumbent in some of them. By default a
+response surface says in which, and how far (agent.proposers.surface). Optuna's samplers know of no incumbent, and a
+point drawn in all of about twenty knobs at once is far from what is known to work. With them one to three are chosen,
+by turns with some luck; `Anchored` lets the sampler draw all knobs, keeps its values for the chosen ones and takes the
+incumbent's for the rest, so that the point which Optuna remembers is the point that was tried.
 
 Optuna forgets failed trials, so what crashed or was rejected is told as PENALTY, worse than anything measured; only
 what was lost with a killed session is told as failed. A run that was stopped is told as pruned, with where it was
@@ -35,6 +34,7 @@ from agent.proposers.axis import Axis, settled
 from agent.proposers.others import Others
 from agent.proposers.point import applied, digest, edits_of, heading, score
 from agent.proposers.study import NAME, SAMPLERS, Anchored, close, make_sampler, open_study, stored
+from agent.proposers.surface import Surface
 from agent.values import Edit, History, Proposal, Record
 
 PENALTY = 1e6  # bits per byte; samplers look at ranks only
@@ -51,7 +51,7 @@ class Knobs:
     name = NAME
 
     def __init__(
-        self, state: Path, device_type: str, *, target: str = "train.py", sampler: str = "tpe", seed: int = 42,
+        self, state: Path, device_type: str, *, target: str = "train.py", sampler: str = "surface", seed: int = 42,
         knobs_per_trial: tuple[int, int] = (1, 3), direction: str = "min", tag: str = "",
         known: Callable[[], Iterable[Experience]] = tuple, room_gb: float = math.inf,
     ) -> None:  # fmt: skip
@@ -68,10 +68,10 @@ class Knobs:
         weakref.finalize(self, close, storage)
         self._fallback = RandomSampler(seed + len(self._trials()))
         # A resumed study draws on; with the bare seed it would repeat its first draws.
-        self._sampler = make_sampler(sampler, seed + len(self._trials()))
+        self._sampler, self._surface = make_sampler(sampler, seed + len(self._trials())), sampler == SAMPLERS[0]
 
     def ask(self, history: History, in_flight: Sequence[Proposal]) -> Proposal:
-        """A point not tried before, one to three knobs from the incumbent; ProviderRefused when none is left."""
+        """A point not tried before; ProviderRefused when none is left."""
         with stored():
             return self._asked(history, in_flight)
 
@@ -84,7 +84,7 @@ class Knobs:
         self._learn(others, axes, history)
         tried = {trial.user_attrs.get("digest") for trial in self._trials()} | {digest(source)}
         large = set[str]()
-        for trial, chosen in self._draws(axes, self._untried(others.better(history))):
+        for trial, chosen in self._draws(axes, self._untried(others.better(history)), history):
             drawn = {axis: axis.decode(trial.params[axis.key]) for axis in chosen}
             changes = {axis: value for axis, value in drawn.items() if axis.moved(value)}
             values = {axis.name: value for axis, value in changes.items()}
@@ -118,11 +118,18 @@ class Knobs:
                 self._study.set_user_attr("tried", tried)
                 yield params
 
-    def _draws(self, axes: Sequence[Axis], better: Iterable[Params]) -> Iterator[tuple[Trial, Sequence[Axis]]]:
+    def _draws(
+        self, axes: Sequence[Axis], better: Iterable[Params], history: History
+    ) -> Iterator[tuple[Trial, Sequence[Axis]]]:
         """Trials and the axes that they may turn: what did well elsewhere, whole, then draws of the sampler."""
+        now = history.incumbent.val_bpb if history.incumbent else None
         for params in better if axes else ():
             yield self._draw(axes, params, self._fallback), axes
         for attempt in range(ATTEMPTS if axes else 0):
+            if self._surface and now is not None and attempt < GUIDED:
+                surface = Surface(axes, now, self._sign, f"{self._seed} {len(self._trials())}")
+                yield self._draw(axes, {}, surface), axes
+                continue
             chosen = self._choose(axes)
             held = {axis.key: axis.now for axis in axes if axis not in chosen}
             yield self._draw(axes, held, self._sampler if attempt < GUIDED else self._fallback), chosen

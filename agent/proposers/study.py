@@ -22,7 +22,7 @@ from sqlalchemy.exc import DatabaseError
 from agent.errors import StateError
 
 NAME = "knobs"
-SAMPLERS = ("tpe", "cmaes", "random")
+SAMPLERS = ("surface", "tpe", "cmaes", "random")  # the first one is ours, of agent.proposers.surface
 DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 
 

@@ -15,10 +15,10 @@ from agent.constants import find
 from agent.errors import ReplyError
 from agent.proposers.axis import Axis
 from agent.proposers.centaur import brief
-from agent.proposers.centaur.cube import Cube, spread
 from agent.proposers.centaur.override import TEXT_FORMAT, TOOL, read
 from agent.proposers.centaur.search import SIGMA, Origin, Search, Tell, moved
 from agent.proposers.centaur.state import CMAES, MODEL, ORIGIN, Answer, Asked, State
+from agent.proposers.cube import Cube, spread
 from agent.values import History
 from tests.agent.test_knobs import BASELINE, TRAIN
 

@@ -67,13 +67,14 @@ for _ in range(20):
     assert "StateError: knobs: expected to write the study, found: " in done.stderr.splitlines()[-1]
 
 
-def test_a_proposal_turns_one_to_three_knobs_of_the_real_script(tmp_path: Path) -> None:
-    knobs = Knobs(tmp_path, "cpu")
+@pytest.mark.parametrize(("sampler", "most"), [("surface", 20), ("tpe", 3)])
+def test_a_proposal_turns_knobs_of_the_real_script(tmp_path: Path, sampler: str, most: int) -> None:
+    knobs = Knobs(tmp_path, "cpu", sampler=sampler)
     before = {constant.name: constant for constant in find(TRAIN, "cpu")}
     for _ in range(4):
         proposal = knobs.ask(history(TRAIN), ())
         new = changed(TRAIN, proposal)
-        assert 1 <= len(new) <= 3
+        assert 1 <= len(new) <= most
         assert proposal.description.count(" -> ") == len(new)
         assert all(name in proposal.description for name in new)
         assert all(before[name].range is not None for name in new)
@@ -241,7 +242,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_bad_settings_and_a_broken_study(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="one of tpe cmaes random, found 'grid'"):
+    with pytest.raises(UsageError, match="one of surface tpe cmaes random, found 'grid'"):
         Knobs(tmp_path, "cpu", sampler="grid")
     (tmp_path / "knobs.sqlite").write_bytes(b"not a database, " * 100)
     with pytest.raises(StateError, match="move it away") as caught:
@@ -305,7 +306,7 @@ def test_a_point_that_is_predicted_to_take_more_memory_than_there_is_is_never_pr
     out = lived(
         source.replace("DEPTH = 4", "DEPTH = 9"), None, 9, status="crash", reason="out of memory (peak 16000 MB)"
     )
-    knobs = Knobs(tmp_path, "cpu", tag="t", known=lambda: [*known, out], room_gb=16.0)
+    knobs = Knobs(tmp_path, "cpu", sampler="tpe", tag="t", known=lambda: [*known, out], room_gb=16.0)
     found = []
     for _ in range(25):
         proposal = knobs.ask(history(source), ())
@@ -313,7 +314,7 @@ def test_a_point_that_is_predicted_to_take_more_memory_than_there_is_is_never_pr
         knobs.tell(proposal, row(1.5))
     assert max(found) <= 9
     assert min(found) < 4
-    free = Knobs(tmp_path / "free", "cpu", tag="t", known=lambda: [*known, out])
+    free = Knobs(tmp_path / "free", "cpu", sampler="tpe", tag="t", known=lambda: [*known, out])
     drawn = []
     for _ in range(25):
         proposal = free.ask(history(source), ())

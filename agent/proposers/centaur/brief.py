@@ -14,10 +14,10 @@ import numpy as np
 from agent.clients.base import Conversation, Message
 from agent.constants import render
 from agent.prompt import MAX_GUIDANCE, WORDS, cell, fence, head, value
-from agent.proposers.centaur.cube import Cube, spread
 from agent.proposers.centaur.override import TEXT_FORMAT
 from agent.proposers.centaur.search import Search
 from agent.proposers.centaur.state import ORIGIN, Answer, Asked, State
+from agent.proposers.cube import Cube, spread
 from agent.text import plain
 from agent.values import History
 

@@ -23,10 +23,10 @@ from agent.constants import Value, find, render
 from agent.errors import ProviderError, ProviderRefused, ReplyError
 from agent.proposers.axis import settled
 from agent.proposers.centaur import brief
-from agent.proposers.centaur.cube import Array, Cube, bins
 from agent.proposers.centaur.override import TOOL, read
 from agent.proposers.centaur.search import Origin, moved
 from agent.proposers.centaur.state import CHANCE, CMAES, INCUMBENT, MODEL, ORIGIN, Answer, Asked, State, load, save
+from agent.proposers.cube import Array, Cube, bins
 from agent.proposers.point import applied, digest, edits_of, heading, score, skeleton
 from agent.recording import CUT_OFF
 from agent.values import History, Proposal, Record, Status

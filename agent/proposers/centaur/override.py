@@ -11,7 +11,7 @@ from agent.clients.base import Reply
 from agent.constants import Choices, Interval, Value, render, rounded
 from agent.errors import ReplyError
 from agent.proposers.axis import Axis
-from agent.proposers.centaur.cube import Cube
+from agent.proposers.cube import Cube
 from agent.text import one_line
 
 MAX_WHY = 1_000  # characters

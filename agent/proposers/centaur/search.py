@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from cmaes import CMAwM
 
-from agent.proposers.centaur.cube import Array, Cube
+from agent.proposers.cube import Array, Cube
 
 # Of the cube's side, at first. The textbook's 0.2 to 0.3 is for an optimum that may be anywhere; the incumbent is near,
 # and with twenty knobs a suggestion lies √20 steps from the mean. A night has too few generations to shrink them much.
