@@ -29,6 +29,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeAlias
 
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...] | None"
@@ -124,7 +125,8 @@ _BANNER = re.compile(r"^#.*\bedit these\b", re.IGNORECASE | re.MULTILINE)
 _UPPER = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
-def _live(source: str, device_type: str) -> dict[str, ast.expr]:
+@lru_cache(maxsize=32)  # a proposal asks for the same source many times, and parsing is most of what that takes
+def _live(source: str, device_type: str) -> Mapping[str, ast.expr]:
     """Name → the expression that is its value at the end of the block."""
     banner = _BANNER.search(source)
     first = source.count("\n", 0, banner.start()) + 1 if banner else 0

@@ -46,6 +46,10 @@ class Judge(Protocol):
         """`trial` has at least one run."""
         ...
 
+    def wanted(self, standing: Standing) -> float:
+        """What a first run has to gain over the incumbent's to be looked at further, in the metric's unit."""
+        ...
+
 
 @dataclass(frozen=True)
 class Greedy:
@@ -56,6 +60,10 @@ class Greedy:
     def decide(self, trial: Trial, standing: Standing) -> Verdict | RunAgain:
         """One run is enough."""
         return _unranked(trial, standing.incumbent) or self._against(trial, standing.incumbent)
+
+    def wanted(self, standing: Standing) -> float:  # noqa: ARG002 - it looks at nothing
+        """Anything."""
+        return 0.0
 
     def _against(self, trial: Trial, incumbent: Record | None) -> Verdict:
         value, before = _score(trial.runs[-1]), incumbent.val_bpb if incumbent else None
@@ -92,12 +100,16 @@ class Confirm:
             return self._screen(trial.runs[0], standing, seeds[0])
         return self._meet({run.seed: _score(run) for run in trial.runs[1:]}, seeds, standing)
 
+    def wanted(self, standing: Standing) -> float:
+        """WORTH of a pair's deviation; what is simpler may lose its slack."""
+        return -_slack(standing) if standing.simpler else WORTH * standing.noise.paired.sd
+
     def _screen(self, run: Run, standing: Standing, seed: int) -> Verdict | RunAgain:
         """Against the incumbent's run on the same seed, where it has one: that seed may be an easy one."""
         before = standing.incumbent.val_bpb if standing.first is None and standing.incumbent else standing.first
         assert before is not None, "the incumbent has a number"
         value = _score(run)
-        wanted = -_slack(standing) if standing.simpler else WORTH * standing.noise.paired.sd
+        wanted = self.wanted(standing)
         told = f"{value - before:+.6f} against {before:.6f} in the first run"
         gain = self._gain(value, before)
         if gain <= wanted:

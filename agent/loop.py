@@ -329,8 +329,9 @@ class Loop:
         kind = kind_of(self.sources, candidate.sources, proposal.category, self.bench.machine.device)
         looked = Looked(kind, now.trial or 0)
         looked.write(self.parts.folder.trial(trial.number).run(0))
-        sigma = self._standing(candidate).noise.paired.sd
-        return watched(self.parts.folder, facts, trial.number, looked, sigma)
+        standing = self._standing(candidate)
+        bounds = {"sigma": standing.noise.paired.sd, "wanted": self.parts.judge.wanted(standing)}
+        return watched(self.parts.folder, facts, trial.number, looked, **bounds)
 
     def history(self) -> History:
         now = incumbent(self.records)

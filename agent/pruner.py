@@ -10,15 +10,16 @@ gap overstated the last one:
 
 By split conformal prediction (Vovk et al. 2005; Lei et al. 2018, https://arxiv.org/abs/1604.04173) the e of a further
 trial of their kind is at most their ⌈(1 - RISK)(n + 1)⌉th smallest, q, with probability 1 - RISK, whatever the
-distribution, all looks together. A run is hopeless when even then its score would be behind: h(g / σ) > q w(f). With
-fewer than 19 trials there is no such q. Once runs are stopped, those that were let run on stand for the others by their
-weight (Tibshirani et al. 2019, https://arxiv.org/abs/1904.06019); with few of them the level is approximate.
+distribution, all looks together. A run is hopeless when even then it would not gain what a judge wants of a first run
+to look at it further: σ sinh(h(g / σ) - q w(f)) > -wanted. With fewer than 19 trials there is no such q. Once runs are
+stopped, those that were let run on stand for the others by their weight (Tibshirani et al. 2019,
+https://arxiv.org/abs/1904.06019); with few of them the level is approximate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,13 +59,16 @@ class Pair:
     incumbent: Curve
     score: float
 
-    def gap(self, share: float) -> float | None:
-        """How far the run is behind, in the unit of scores; negative where it is ahead."""
-        ours, theirs = self.run.at(share), self.incumbent.at(share)
+    @cached_property
+    def gaps(self) -> Mapping[float, float]:
+        """By look, as far as both have come: how much the run is behind, in the unit of scores; negative if ahead."""
         last = self.incumbent.at(self.incumbent.progress[-1]) if self.incumbent.progress else None
-        if ours is None or theirs is None or not last:
-            return None
-        return (ours - theirs) * self.score / last
+        both = ((share, self.run.at(share), self.incumbent.at(share)) for share in LOOKS) if last else ()
+        return {
+            share: (ours - theirs) * self.score / last
+            for share, ours, theirs in both
+            if last and ours is not None and theirs is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -90,24 +94,25 @@ class Prospect:
 
 @dataclass(frozen=True)
 class Pruner:
-    """incumbent: its curve, and `score` with it. past: finished trials of the same kind. sigma: of a score's noise."""
+    """incumbent: its curve, and `score` with it. past: finished trials of the same kind. sigma: of a score's noise.
+
+    wanted: what a run has to gain to be looked at further, in the unit of scores.
+    """
 
     incumbent: Curve
     score: float
     past: Sequence[Past]
     sigma: float
+    wanted: float = 0.0
 
     def hopeless(self, run: Curve) -> Prospect | None:
         """The first look at which nothing was to be hoped for; None while there is hope, or no way to tell."""
         if (margin := self.margin) is None:
             return None
-        pair = Pair(run, self.incumbent, self.score)
-        for share in LOOKS:
-            if (gap := pair.gap(share)) is None:
-                continue
-            left = math.asinh(gap / self.sigma) - margin * _leeway(share)
-            if left > 0:
-                return Prospect(share, self.sigma * math.sinh(left), gap)
+        for share, gap in Pair(run, self.incumbent, self.score).gaps.items():
+            behind = self.sigma * math.sinh(math.asinh(gap / self.sigma) - margin * _leeway(share))
+            if behind > -self.wanted:
+                return Prospect(share, behind, gap)
         return None
 
     @cached_property
@@ -125,11 +130,8 @@ class Pruner:
 
     def _overstated(self, past: Past) -> float | None:
         ended = math.asinh(past.behind / self.sigma)
-        gaps = ((share, past.pair.gap(share)) for share in LOOKS)
-        return max(
-            ((math.asinh(gap / self.sigma) - ended) / _leeway(share) for share, gap in gaps if gap is not None),
-            default=None,
-        )
+        gaps = past.pair.gaps.items()
+        return max(((math.asinh(gap / self.sigma) - ended) / _leeway(share) for share, gap in gaps), default=None)
 
 
 def _leeway(share: float) -> float:

@@ -70,12 +70,15 @@ class Watched:
         )
 
 
-def watched(folder: SessionFolder, facts: Mapping[str, Any], number: int, looked: Looked, sigma: float) -> Watched:
-    """For trial `number` of the session with these facts. sigma: of the difference of two candidates on one seed."""
+def watched(
+    folder: SessionFolder, facts: Mapping[str, Any], number: int, looked: Looked, *, sigma: float, wanted: float
+) -> Watched:
+    """For trial `number` of the session with these facts. sigma: of the difference of two candidates on one seed.
+    wanted: what its first run has to gain to be looked at further."""
     rival = _ended(folder.trial(looked.incumbent).run(0))
     past = [past for kind, past in pasts(folder.root, facts) if looked.kind.learns_from(kind)]
     curve, score = (rival.curve, rival.score) if rival else (Curve(), 0.0)
-    return Watched(looked, Pruner(curve, score, past, sigma), spared(folder.tag, number))
+    return Watched(looked, Pruner(curve, score, past, sigma, wanted), spared(folder.tag, number))
 
 
 def tally(folder: SessionFolder) -> dict[str, Any]:

@@ -3,11 +3,12 @@
     python -m benchmarks.search.compare [--quick] [--repeats 20] [--json FILE] [--plot FILE]
 
 random, tpe and cmaes are plain Optuna over all knobs; the rows with a + are told train.py's own values first, as one of
-their trials. knobs, centaur and portfolio (both of them in turns; evolve, which a session has besides, turns no knobs)
-are overnight's own, asked and told as in a session under a greedy judge, without a model and without a pruner; train.py
-as it is is their first trial. What a trial comes to is said by the surrogate: a score with
-the noise of its seed, the same for the same point, or a failure. What is compared is the score without noise of what a
-search holds for best. The repeats are paired: the same seeds of noise and failure for all.
+their trials. knobs, centaur (CMA-ES alone) and portfolio are overnight's own, asked and told as in a session under a
+greedy judge, without a model and without a pruner; train.py as it is is their first trial. portfolio is what a session
+without a model has, knobs and evolve, whose turns the bandit gives out; evolve turns no knobs and the surrogate knows
+of nothing else, so that its trials are counted and gain nothing. What a trial comes to is said by the surrogate: a
+score with the noise of its seed, the same for the same point, or a failure. What is compared is the score without noise
+of what a search holds for best. The repeats are paired: the same seeds of noise and failure for all.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from benchmarks.search.trials import load, of_constants
 
 TRIALS, REPEATS, EARLY = 100, 20, 70
 PLAIN = ("random", "tpe", "cmaes", "tpe+", "cmaes+")
-OURS = {"knobs": ("knobs",), "centaur": ("centaur",), "portfolio": ("knobs", "centaur")}
+OURS = {"knobs": ("knobs",), "centaur": ("centaur",), "portfolio": ("knobs", "evolve")}
 RESAMPLED = 2000  # bootstrap draws of a paired difference
 
 
@@ -78,12 +79,16 @@ def plain(name: str, space: Space, world: World, trials: int) -> Iterator[float]
 def ours(names: Sequence[str], space: Space, world: World, trials: int) -> Iterator[float]:
     """The same for proposers of overnight; which of several is asked says the bandit."""
     with tempfile.TemporaryDirectory() as state:
-        made = {name: _proposer(name, Path(state) / name, world.repeat) for name in names}
+        made = {name: _proposer(name, Path(state) / name, world.repeat) for name in names if name != "evolve"}
         source, records = space.source, [_row(0, world.run(space.default), "keep", "")]
         incumbent, held = records[0], world.truth(space.default)
         yield held
         for number in range(1, trials):
-            proposer = made[turn(names, records, world.repeat)]
+            if (name := turn(names, records, world.repeat)) not in made:
+                records.append(_row(number, incumbent.val_bpb, Status.DISCARD, name))
+                yield held
+                continue
+            proposer = made[name]
             history = History(tuple(records), incumbent, {"train.py": source}, device="cpu")
             proposal = proposer.ask(history, ())
             tried = patch.apply({"train.py": source}, proposal.edits, ["train.py"])["train.py"]

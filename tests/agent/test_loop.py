@@ -511,6 +511,9 @@ class Twice:
     def decide(self, trial: Trial, _standing: Standing) -> Verdict | RunAgain:
         return RunAgain(7, "once more") if len(trial.runs) < 2 else Verdict(Status.KEEP, "twice")
 
+    def wanted(self, _standing: Standing) -> float:
+        return 0.0
+
 
 def test_a_judge_may_ask_for_another_seed(project: Path) -> None:
     _, loop = session(project, [edit("LR = 0.5", "LR = 0.2")], judge=Twice(), experiments=1)

@@ -107,3 +107,14 @@ def test_nonsense_in_a_curve_is_left_out() -> None:
     ]
     assert curve_of(rows) == Curve((0.1, 0.4), (3.0, 2.0))
     assert not math.isnan(curve_of(rows).at(0.4) or math.nan)
+
+
+def test_what_a_judge_would_not_look_at_again_is_hopeless_too() -> None:
+    """A run level with the incumbent, where early looks have never overstated: hopeless only if a gain is wanted."""
+    usual = [past(0.0, 0.0)] * 19
+    assert Pruner(FLAT, SCORE, usual, SIGMA).hopeless(FLAT) is None
+    found = Pruner(FLAT, SCORE, usual, SIGMA, wanted=SIGMA / 2).hopeless(FLAT)
+    assert found is not None
+    assert found.behind == 0.0
+    ahead = Curve(FLAT.progress, tuple(loss - 0.1 for loss in FLAT.loss))
+    assert Pruner(FLAT, SCORE, usual, SIGMA, wanted=SIGMA / 2).hopeless(ahead) is None
