@@ -20,7 +20,7 @@ DECEPTIVE = ("schedule", "data", "loss")  # categories: other texts or another l
 
 @dataclass(frozen=True)
 class Kind:
-    """code: more than constants. pace: what training losses are taken over, or how they fall over time: looks deceive."""
+    """code: more than constants. pace: of what losses are taken over, or of how they fall; early looks deceive."""
 
     code: bool
     pace: bool

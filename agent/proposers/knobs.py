@@ -42,6 +42,7 @@ ATTEMPTS = 60  # draws before the space counts as exhausted
 LUCK = 1.5  # turns by which a knob may jump the queue
 FIRST = 3  # points of other sessions that are tried as they are, the best first
 GUIDED = 6  # of these by the sampler; the rest at random, which cannot get stuck
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 Params: TypeAlias = Mapping[str, Any]  # Optuna's
 
 
@@ -145,7 +146,7 @@ class Knobs:
 
     def _told(self, proposal: Proposal, record: Record) -> None:
         trial = next((trial for trial in self._trials() if str(trial.number) == proposal.key), None)
-        if trial is None or trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+        if trial is None or trial.state in ENDED:
             return
         measured, toward = score(record), heading(record)
         value = self._sign * PENALTY if measured is None else measured
@@ -187,12 +188,13 @@ class Knobs:
             self._add({axis.key: axis.now for axis in axes}, distributions, now.val_bpb, {"digest": found})
 
     def _learn(self, others: Others, axes: Sequence[Axis], history: History) -> None:
-        """What others tried, told once: this session's as it is, other sessions' by their ratio to their baseline."""
+        """What is not known yet, told once: this session's as it is, others' by their ratio to their baseline."""
         known = {trial.user_attrs.get("of") for trial in self._trials()}
+        ended = {trial.user_attrs.get("digest") for trial in self._trials() if trial.state in ENDED}
         distributions = {axis.key: axis.distribution for axis in axes}
-        for place, params, ratio in others.points:
+        for place, found, params, ratio in others.points:
             base = history.records[0].val_bpb if history.records else None
-            if place not in known and base is not None:
+            if place not in known and found not in ended and base is not None:
                 value = self._sign * PENALTY if ratio is None else ratio * base
                 self._add(params, distributions, value, {"of": place})
 

@@ -1,4 +1,4 @@
-"""What is known of the constants' space from trials that this search did not propose. Pure."""
+"""What is known of the constants' space from the rows and sources of trials, whoever proposed them. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from agent.constants import Value, find
 from agent.errors import PatchError
 from agent.experience import Experience
 from agent.proposers.axis import Axis
-from agent.proposers.point import skeleton
+from agent.proposers.point import digest, skeleton
 from agent.proposers.room import predicted
 from agent.values import History, Record, Status
 
-NAME = "knobs"
 NEWEST = 200  # trials that are learned from
 MORE = 1.1  # of the memory there is, that a trial which ran out of it would have taken, at least
 TARGET = "train.py"  # under which name an edit is undone; any would do
@@ -23,8 +22,9 @@ OOM = "out of memory"  # how the reason of such a crash begins
 
 
 class Others:
-    """points: (session and trial, Optuna's parameters, ratio to its session's baseline or None for a failure), oldest
-    first. Of code like the present one in all but its constants: what other code comes to says little of them."""
+    """points: (session and trial, digest of the source, Optuna's parameters, ratio to its session's baseline or None
+    for a failure), oldest first. Of code like the present one in all but its constants: other code says little of them.
+    What this search proposed in the session is there, too: a kill may have come between a row and its telling."""
 
     def __init__(self, known: Iterable[Experience], source: str, axes: Sequence[Axis], device: str, tag: str) -> None:
         self._axes, self._tag = axes, tag
@@ -36,9 +36,9 @@ class Others:
         ]
         self._found = [(one, values) for one, values in alike if all(axis.holds(values[axis.name]) for axis in axes)]
         self.points = [
-            (self._place(one), self._params(values), one.ratio)
+            (self._place(one), digest(one.source), self._params(values), one.ratio)
             for one, values in self._found
-            if not (one.tag == tag and one.record.proposer == NAME) and self._counts(one.record)
+            if self._counts(one.record)
         ]
 
     def better(self, history: History) -> list[tuple[str, dict[str, Any]]]:

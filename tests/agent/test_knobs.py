@@ -334,3 +334,16 @@ def test_where_no_point_is_predicted_to_fit_it_says_so_and_not_that_all_were_tri
         "make train.py smaller or take another proposer"
     )
     assert Knobs(tmp_path / "free", "cpu", tag="t", known=lambda: took(8.0), room_gb=16.0).ask(history(TINY), ()).edits
+
+
+def test_a_row_that_was_written_and_never_told_is_learned(tmp_path: Path) -> None:
+    """A kill between the two; what was told is not learned for a second time."""
+    source = "DEPTH = 4  # range: 1..16\nRATE = 0.1  # range: 0.01..1.0 log\n"
+    first = Knobs(tmp_path, "cpu", tag="t")
+    told, lost = (first.ask(history(source), ()) for _ in range(2))
+    first.tell(told, row(1.42))
+    both = ((told, 1.42 / 1.4), (lost, 1.46 / 1.4))
+    known = [lived(applied(source, one), ratio, n, tag="t") for n, (one, ratio) in enumerate(both, 1)]
+    Knobs(tmp_path, "cpu", tag="t", known=lambda: known).ask(history(source), ())
+    ended = [trial.value for trial in trials(tmp_path).values() if trial.state is TrialState.COMPLETE]
+    assert sorted(value for value in ended if value is not None) == pytest.approx([1.4, 1.42, 1.46])
