@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 TAG ?= demo
 TRIALS ?= 9
 BUDGET ?= 1e12flop
+RESULTS := benchmarks/results
 
 .PHONY: run test slow check bench bench-optim bench-search attack clean
 
@@ -51,11 +52,12 @@ bench-optim: $(VENV)/installed  ## the quick form of the benchmarks of optimizer
 	$(BIN)/python -m benchmarks.optim_speed --quick
 	$(BIN)/python -m benchmarks.optim_trainer --quick
 
-bench-search: $(VENV)/examples  ## tables and plots of judges and searches, from what was recorded
-	$(BIN)/python -m benchmarks.search.judge --quick
-	$(BIN)/python -m benchmarks.search.surrogate
-	$(BIN)/python -m benchmarks.search.prune
-	$(BIN)/python -m benchmarks.search.compare --quick
+bench-search: $(VENV)/examples  ## tables and plots of judges and searches again, from recorded trials: half an hour
+	$(BIN)/python -m benchmarks.search.judge --json $(RESULTS)/search_judge.json --plot docs/img/search_judge.png
+	$(BIN)/python -m benchmarks.search.surrogate --json $(RESULTS)/search_surrogate.json
+	$(BIN)/python -m benchmarks.search.prune --json $(RESULTS)/search_prune.json
+	$(BIN)/python -m benchmarks.search.compare --json $(RESULTS)/search_compare.json --plot docs/img/search_compare.png
+	$(BIN)/python -m benchmarks.search.sessions --json $(RESULTS)/search_sessions.json
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

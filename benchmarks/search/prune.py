@@ -1,6 +1,6 @@
 """What ending hopeless runs early would have saved, and how often it would have been wrong, on recorded curves.
 
-    python -m benchmarks.search.prune [--quick] [--repeats 50] [--json FILE]
+    python -m benchmarks.search.prune [--quick] [--repeats 20] [--json FILE]
 
 The recorded trials come in a random order. Each is compared with train.py as it is, by the pruner of a session: it
 knows those before it that ran to their end. "Beside an earlier session" it knows one half of the trials of that way,
@@ -30,7 +30,7 @@ from benchmarks.search.collect import candidate_of, named_edit
 from benchmarks.search.space import Space, default_space
 from benchmarks.search.trials import Row, load
 
-REPEATS = 50
+REPEATS = 20
 SIGMA = 0.008  # bits per byte: what a judge's prior gives for a pair on a CPU, at the score of train.py as it is
 WAYS = {"drawn anywhere": ("random", "tpe", "cmaes"), "one to three turned": ("near",), "like a model's": ("model",)}
 

@@ -55,12 +55,12 @@ def script(guidance: Path) -> Iterator[Answer]:
         guidance.write_text(GUIDANCE + "\n")
         return shrink(0.3)
 
-    slower = edit(f"{UNLUCKY}{MODEL}", MODEL, "other first weights, and a little slower")
+    slower = edit(UNLUCKY, UNLUCKY.replace("6", "0"), "other first weights, and a little slower")
     arguments = json.loads(slower.arguments or "")
     arguments["edits"].append({"path": "train.py", "search": RATE, "replace": "MATRIX_LR = 11.7"})
     yield Behaviour(arguments=json.dumps(arguments))
-    yield edit(RATE, "MATRIX_LR = 13.0", "a little faster")
-    yield edit("MATRIX_LR = 13.0", "MATRIX_LR = 0.01", "far slower")
+    yield edit(RATE, "MATRIX_LR = 14.0", "a little faster")
+    yield edit("MATRIX_LR = 14.0", "MATRIX_LR = 0.01", "far slower")
     yield shrink(0.5)
     yield shrink(0.4)
     yield typed
