@@ -117,13 +117,13 @@ def rows_of(name: str, folder: SessionFolder, space: Space) -> Iterator[Row]:
     for record in _records(folder):
         trial = folder.trial(record.trial or 0)
         found = trial.candidate()
-        if not record.trial or found is None or record.budget != BUDGET:
+        if not record.trial or found is None:
             continue
         source = found[0].sources["train.py"]
         point = point_of(space, source)
         plain = applied("train.py", space.source, edits_of("train.py", space.source, "cpu", point))
         change = "" if plain == source else record.description
-        origin = {"hardware": record.hardware, "torch": record.torch, "data": record.data}
+        origin = {"hardware": record.hardware, "torch": record.torch, "data": record.data, "budget": record.budget}
         row = Row(f"session {name}", record.trial, point, record.seed or 0, change=change, **origin)
         run, seconds = read_run(trial.run(0)), record.total_seconds or 0.0
         yield row.ran(run, trial.curve(), seconds) if run else row.failed(record.status, record.reason[:300], seconds)

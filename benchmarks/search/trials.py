@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agent.values import Run
-from benchmarks.search.space import Point
+from benchmarks.search.space import BUDGET, Point
 
 FILE = Path(__file__).parents[1] / "results" / "search_trials.parquet"
 
@@ -21,7 +21,7 @@ FILE = Path(__file__).parents[1] / "results" / "search_trials.parquet"
 class Row:
     """source: who drew it; number: which of its points. point: knob → value. status: ok, crash or reject, and why.
 
-    change: the edit of code besides, by its name, "" for none.
+    change: the edit of code besides, by its name, "" for none. budget: of the run; evolve screens at less.
 
     seconds: wall, smoke and scoring included. memory_mb: peak. progress, loss: the curve, loss being the mean of the
     training loss since the line before, in nats.
@@ -35,6 +35,7 @@ class Row:
     torch: str
     data: str
     change: str = ""
+    budget: str = BUDGET
     status: str = "ok"
     reason: str = ""
     val_bpb: float | None = None
