@@ -39,6 +39,7 @@ GUIDANCE = "Try a larger batch before anything else."
 UNLUCKY, MODEL = "    torch.rand(6)\n", "    model = build_model(config)\n"
 MADE = {
     "import torch\n": "import time\n\nimport torch\n",
+    "BATCH = 8\n": "BATCH = 2 * 4\n",  # no literal, so no knob: the past is of learning rates only
     "MATRIX_LR = 0.5\n": f"{RATE}\n",
     MODEL: UNLUCKY + MODEL,
     "        step += 1\n": "        step += 1\n        time.sleep(0.04)\n",
@@ -66,7 +67,7 @@ def script(guidance: Path) -> Iterator[Answer]:
     yield typed
     for factor in (0.2, 0.1, 0.05, -0.5):
         yield shrink(factor)
-    yield edit("BATCH = 8", "BATCH = 16", "one constant more")
+    yield edit("MATRIX_LR = 14.0", "MATRIX_LR = 15.0", "one constant more")
     yield edit(HEAD, DEEPER.replace("\n", ")\n"), "a layer between")
 
 
